@@ -1,0 +1,247 @@
+"""`PruningCallback`: every rule that Lightning forces on a pruning callback, once."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
+
+from pl_prune.callbacks.bridge import Bridge
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.samples import Samples
+from pl_prune.core.select import Select
+from pl_prune.core.types import Params, PruneError
+from pl_prune.optim.attach import Enforcement
+
+_MARK = "pl_prune"
+
+
+class PruningCallback(Callback, ABC):
+    """Make masks, keep them in force, and carry them through checkpoints.
+
+    Parameter objects and names never change; masks live in the callback's state, so a checkpoint's `state_dict` loads strictly into
+    the plain module. A checkpoint without this callback's state is refused: a pruned run never goes on densely unnoticed.
+
+    Args:
+        select: Which parameters are prunable; None for none.
+        samples: Which samples the scores see.
+        name: Tells several pruning callbacks of one class apart, in checkpoints too.
+
+    Attributes:
+        masks: The masks in force; None before they are made.
+    """
+
+    def __init__(self, select: Select | None, samples: Samples, name: str | None = None) -> None:
+        self.select = select
+        self.samples = samples
+        self.name = name
+        self.masks: MaskSet | None = None
+        self._restored = False
+        self._model: weakref.ref[LightningModule] | None = None
+        self._enforcement: Enforcement | None = None
+
+    @abstractmethod
+    def make_masks(self, bridge: Bridge) -> MaskSet:
+        """Make the masks that hold from the start of the fit.
+
+        Args:
+            bridge: The module, its data and its loss.
+
+        Returns:
+            The same masks on every rank.
+        """
+
+    @property
+    @abstractmethod
+    def method(self) -> str:
+        """The method and its settings, in one line."""
+
+    @property
+    def state_key(self) -> str:
+        """Class and name, never hyper-parameters."""
+        return type(self).__qualname__ + (f"[{self.name}]" if self.name else "")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be pruned honestly, before any work.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: fit, validate, test or predict.
+        """
+        if stage == "fit":
+            self._restored = False
+            _refuse(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the masks, or take them from the checkpoint, and put them in force.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module, on its device, with its weights loaded and its optimizers built.
+
+        Raises:
+            PruneError: If the checkpoint lacks this callback's state, another callback prunes the same parameters, or scoring fails.
+        """
+        if self.select is None:
+            return
+        self._refuse_overlap(trainer, pl_module, self.select)
+        if trainer.ckpt_path and not self._restored:
+            raise PruneError(
+                f"Expected the masks of {self.state_key!r} in the checkpoint {str(trainer.ckpt_path)!r}; found no such state (a weights-only "
+                "checkpoint, one of a run without this callback, or a renamed callback). Resume from a full checkpoint of a "
+                "run with this callback and this name, or load the weights into the module yourself and start a new fit."
+            )
+        other_model = self._model is not None and self._model() is not pl_module
+        if self.masks is None or (other_model and not self._restored):
+            self.masks = self.make_masks(Bridge(trainer, pl_module, self.select, self.samples))
+        self._model = weakref.ref(pl_module)
+        self._put_in_force(trainer, pl_module, self.masks)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Zero the gradients of pruned entries before clipping sees them.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            optimizer: The optimizer about to step.
+        """
+        if self._enforcement is not None and pl_module.automatic_optimization:
+            self._enforcement.zero_grads()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove every hook.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            exception: What was raised.
+        """
+        self._detach()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove every hook.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: fit, validate, test or predict.
+        """
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the packed masks and where they come from.
+
+        Returns:
+            Tensors and plain containers only, so that `torch.load(weights_only=True)` reads it; empty before the masks are made.
+        """
+        return {} if self.masks is None else {_MARK: 1, "method": self.method, "masks": self.masks.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the masks of a checkpoint.
+
+        Args:
+            state_dict: What `state_dict` returned.
+
+        Raises:
+            PruneError: If the state is damaged or of another version.
+        """
+        if state_dict.get(_MARK) != 1 or "masks" not in state_dict:
+            raise PruneError(
+                f"Expected the state of a pruning callback, version 1, under {self.state_key!r}; found keys {sorted(state_dict)} "
+                f"and version {state_dict.get(_MARK)!r}. Load a checkpoint written by this version of pl_prune."
+            )
+        self.masks = MaskSet.from_state_dict(state_dict["masks"])
+        self._restored = True
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume when the checkpoint holds masks that nobody here takes.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            checkpoint: The whole checkpoint.
+
+        Raises:
+            PruneError: If masks would be lost; names their keys and the callbacks present.
+        """
+        refuse_orphans(trainer, checkpoint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None, "_enforcement": None}
+
+    def _put_in_force(self, trainer: Trainer, pl_module: LightningModule, masks: MaskSet) -> None:
+        live = dict(pl_module.named_parameters())
+        masks.check_fits(live)
+        self._detach()
+        params: Params = {name: live[name] for name in masks}
+        self._enforcement = Enforcement(params, masks)
+        self.masks = self._enforcement.masks
+        self._enforcement.attach(trainer.optimizers, gradient_hooks=not pl_module.automatic_optimization)
+
+    def _detach(self) -> None:
+        if self._enforcement is not None:
+            self._enforcement.detach()
+            self._enforcement = None
+
+    def _refuse_overlap(self, trainer: Trainer, pl_module: LightningModule, select: Select) -> None:
+        for other in pruning_callbacks(trainer):
+            if other is not self and other.select is not None:
+                mine = select(pl_module)
+                if shared := [name for name in other.select(pl_module) if name in mine]:
+                    raise PruneError(
+                        f"Expected one pruning callback for each parameter; found {self.state_key!r} and {other.state_key!r} both "
+                        f"on {shared[0]!r} and {len(shared) - 1} more. Remove one, or part them with `select.include` and `select.exclude`."
+                    )
+
+
+def pruning_callbacks(trainer: Trainer) -> list[PruningCallback]:
+    """Return the trainer's pruning callbacks.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        In the trainer's order.
+    """
+    return [cb for cb in trainer.callbacks if isinstance(cb, PruningCallback)]  # type: ignore[attr-defined]
+
+
+def refuse_orphans(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Raise if a fit would resume a pruned run without its masks.
+
+    Args:
+        trainer: The trainer.
+        checkpoint: The whole checkpoint.
+
+    Raises:
+        PruneError: If the checkpoint holds masks under a key that no callback has.
+    """
+    states = checkpoint.get("callbacks") or {}
+    held = {key for key, state in states.items() if isinstance(state, dict) and _MARK in state}
+    present = {cb.state_key for cb in pruning_callbacks(trainer)}
+    if trainer.state.fn == TrainerFn.FITTING and (lost := sorted(held - present)):
+        raise PruneError(
+            f"Expected a callback for every set of masks in the checkpoint; found masks of {lost} and the pruning callbacks {sorted(present)}. "
+            "Give the trainer the callback (and the name) that the run was started with."
+        )
+
+
+def _refuse(trainer: Trainer) -> None:
+    strategy = trainer.strategy
+    if strategy.restore_checkpoint_after_setup:
+        raise PruneError(
+            f"Expected a strategy that keeps whole parameters (single device, DDP); found {type(strategy).__name__}, which "
+            "shards them. Train with strategy='ddp'."
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, (WeightAveraging, StochasticWeightAveraging)):
+            raise PruneError(
+                f"Expected no weight averaging beside pruning, whose averaged copy would not stay sparse; found {type(callback).__name__}. "
+                "Remove one of the two: averaging under masks is not supported yet."
+            )

@@ -1,0 +1,182 @@
+"""`Bridge`: what the core needs, taken from a Trainer and its module."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from pl_prune.core import sync
+from pl_prune.core.criterion import Criterion
+from pl_prune.core.probe import Probe, batch_size
+from pl_prune.core.samples import Samples
+from pl_prune.core.sandbox import untouched
+from pl_prune.core.score import run_criterion
+from pl_prune.core.select import Select
+from pl_prune.core.types import Params, PruneError, Scores
+
+
+class Bridge:
+    """A module, its scoring data and its loss.
+
+    The loss is what `training_step` returns (or `scoring_step(batch, batch_idx)`, where the module has one), run on the bare
+    module in evaluation mode, in the parameters' own precision. Data comes from `scoring_dataloader()` of the datamodule or the
+    module where there is one, else from the train set.
+
+    Args:
+        trainer: A trainer that has reached `on_fit_start`.
+        pl_module: Its module.
+        select: Which parameters are prunable.
+        samples: Which samples to read.
+    """
+
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, select: Select, samples: Samples) -> None:
+        self.trainer = trainer
+        self.pl_module = pl_module
+        self.select = select
+        self.samples = samples
+        self.source = "no data"
+        self._from = ""
+        self._loader: DataLoader[Any] | None = None
+        self._example: Any = None
+
+    def score(self, criterion: Criterion) -> Scores:
+        """Score the prunable parameters over all ranks, and leave no trace.
+
+        Args:
+            criterion: How to score.
+
+        Returns:
+            The same scores on every rank.
+        """
+        loader = self.find_loader()
+        with self.quiet():
+            batches = self._read(loader, self.samples) if criterion.needs_data else []
+            if batches:
+                self._example = batches[0]
+                share = " on this rank" if sync.rank_and_size()[1] > 1 else ""
+                self.source = f"{sum(map(batch_size, batches))} samples{share} of {self._from}"
+            return run_criterion(criterion, Probe(self.pl_module, self.prunable(), self.loss, batches, self._track))
+
+    def example(self) -> Any:
+        """Return one batch on the module's device, read inside `quiet`.
+
+        Returns:
+            The first scoring batch, or a batch of one sample.
+        """
+        if self._example is None:
+            size = sync.rank_and_size()[1]
+            self._example = self._read(self.find_loader(), replace(self.samples, total=size))[0]
+        return self._example
+
+    def prunable(self) -> Params:
+        """Return the selected parameters, the output layer found by running one batch inside `quiet`.
+
+        Returns:
+            Parameters by name.
+        """
+        return self.select(self.pl_module, lambda: self.loss(self.pl_module, self.example()))
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Run the module's step on one batch.
+
+        Args:
+            model: The module itself; the step is bound to it.
+            batch: A batch on its device.
+
+        Returns:
+            The loss of the batch.
+
+        Raises:
+            PruneError: If the step returns no loss.
+        """
+        step = self._step()
+        arguments = inspect.signature(step).parameters
+        output = step(batch, 0) if len(arguments) > 1 else step(batch)
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if loss is None:
+            raise PruneError(
+                f"Expected {type(self.pl_module).__name__}.{step.__name__} to return a loss in evaluation mode; found {output!r}. "
+                "Define `scoring_step(self, batch, batch_idx)` that returns one."
+            )
+        return loss
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Leave the module, the random state and the loggers as they are.
+
+        Yields:
+            None.
+        """
+        loggers = self.trainer.loggers
+        with self.trainer.precision_plugin.forward_context(), untouched(self.pl_module, seed=self.samples.seed):
+            self.pl_module.__dict__["log"] = lambda *_, **__: None  # `untouched` takes it away again
+            self.trainer.loggers = [DummyLogger() for _ in loggers]
+            try:
+                yield
+            finally:
+                self.trainer.loggers = loggers
+
+    def _step(self) -> Any:
+        step = getattr(self.pl_module, "scoring_step", None)
+        if step is not None:
+            return step
+        if not self.pl_module.automatic_optimization:
+            raise PruneError(
+                f"Expected a loss without optimizer steps; found that {type(self.pl_module).__name__} optimizes manually. Define "
+                "`scoring_step(self, batch, batch_idx)` that returns the loss to score by."
+            )
+        if "dataloader_iter" in inspect.signature(self.pl_module.training_step).parameters:
+            raise PruneError(
+                "Expected training_step(batch, batch_idx); found one that takes dataloader_iter. Define `scoring_step(self, batch, batch_idx)`."
+            )
+        return self.pl_module.training_step
+
+    def find_loader(self) -> DataLoader[Any]:
+        """Find where the samples come from.
+
+        Call it outside `quiet` first: the train loader draws its seed from the global random state, now instead of later.
+
+        Returns:
+            The loader, not iterated.
+
+        Raises:
+            PruneError: If there is not exactly one DataLoader.
+        """
+        if self._loader is None:
+            for owner in (getattr(self.trainer, "datamodule", None), self.pl_module):
+                if owner is not None and hasattr(owner, "scoring_dataloader"):
+                    self._loader, self._from = (
+                        owner.scoring_dataloader(),
+                        f"{type(owner).__name__}.scoring_dataloader()",
+                    )
+                    break
+            else:
+                self.trainer.fit_loop.setup_data()
+                self._loader, self._from = self.trainer.train_dataloader, "the train set"
+        if not isinstance(self._loader, DataLoader):
+            raise PruneError(
+                f"Expected one DataLoader to score on; found {type(self._loader).__name__} from {self._from}. Define `scoring_dataloader()` on the "
+                "module or the datamodule."
+            )
+        return self._loader
+
+    def _read(self, loader: DataLoader[Any], samples: Samples) -> list[Any]:
+        return [self._to_device(batch) for batch in samples.batches(loader, self._track)]
+
+    def _to_device(self, batch: Any) -> Any:
+        batch = self.trainer.precision_plugin.convert_input(batch)
+        batch = self.pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+    def _track(self, items: Iterable[Any], label: str) -> Iterable[Any]:
+        shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+        return tqdm(items, desc=f"pl_prune: {label}", delay=1.0, leave=False, disable=not shown)

@@ -1,0 +1,102 @@
+"""`PruneAtInit`: score once before the first step, prune, train the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from pl_prune.callbacks.base import PruningCallback
+from pl_prune.callbacks.bridge import Bridge
+from pl_prune.core import sync
+from pl_prune.core.allocate import Allocation, Global
+from pl_prune.core.criterion import Criterion
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.samples import Samples
+from pl_prune.core.select import Select
+from pl_prune.core.types import PruneError, Scores, check_sparsity, describe
+from pl_prune.criteria.gradient import SNIP
+from pl_prune.report.collapse import find_path
+from pl_prune.report.sparsity import layer_sparsity
+
+
+class PruneAtInit(PruningCallback):
+    """Prune a network before its first training step, and train what is left.
+
+    Masks are made in `on_fit_start`, from the weights as they are then (loaded ones too), before the sanity check. Scoring leaves the module, the
+    random state and the order of the training batches as they were.
+
+    Args:
+        criterion: How to score.
+        sparsity: Fraction of the selected parameters to prune, in [0, 1).
+        allocation: Where the kept entries go.
+        select: Which parameters are prunable.
+        samples: Which samples the scores see, for criteria that need data.
+        on_layer_collapse: What to do when a layer loses everything, or no input reaches the output: "warn", "raise", or "repair" (allocate
+            again with one entry kept in each layer, at the same exact count).
+        name: Tells several callbacks of this class apart.
+
+    Raises:
+        PruneError: If the sparsity is outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion = SNIP(),
+        sparsity: float = 0.9,
+        allocation: Allocation = Global(),
+        select: Select = Select(),
+        samples: Samples = Samples(),
+        on_layer_collapse: Literal["warn", "raise", "repair"] = "warn",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(select, samples, name)
+        check_sparsity(sparsity)
+        self.criterion = criterion
+        self.sparsity = sparsity
+        self.allocation = allocation
+        self.on_layer_collapse = on_layer_collapse
+
+    @property
+    def method(self) -> str:
+        """Criterion, allocation and sparsity."""
+        return f"{describe(self.criterion)} at sparsity {self.sparsity}, {describe(self.allocation)}"
+
+    def make_masks(self, bridge: Bridge) -> MaskSet:
+        """Score and select.
+
+        Args:
+            bridge: The module, its data and its loss.
+
+        Returns:
+            The same masks on every rank.
+        """
+        scores = bridge.score(self.criterion)
+        masks = self._allocate(self.allocation, scores)
+        problem = self._collapse(bridge, masks)
+        if problem and self.on_layer_collapse == "repair":
+            masks = self._allocate(
+                replace(self.allocation, min_per_layer=max(1, self.allocation.min_per_layer)), scores
+            )
+            problem = self._collapse(bridge, masks)
+        if problem:
+            advice = "Lower the sparsity, use ERK or Layerwise allocation, or set on_layer_collapse='repair'."
+            message = f"{self.method}: expected a signal path through every layer; found {problem}. {advice}"
+            if self.on_layer_collapse == "raise":
+                raise PruneError(message)
+            rank_zero_warn(message)
+        kept, total = (sum(column) for column in zip(*masks.counts().values(), strict=True))
+        rank_zero_info(f"{self.state_key}: {self.method}, scored on {bridge.source}: {kept:,} of {total:,} kept.")
+        return masks
+
+    def _allocate(self, allocation: Allocation, scores: Scores) -> MaskSet:
+        device = next(iter(scores.values())).device
+        return sync.masks_of_rank_zero(lambda: allocation(scores, self.sparsity), device)
+
+    def _collapse(self, bridge: Bridge, masks: MaskSet) -> str:
+        empty = [layer.name for layer in layer_sparsity(masks) if layer.collapsed]
+        with bridge.quiet():
+            path = find_path(bridge.pl_module, masks, bridge.loss, bridge.example())
+        found = [f"{len(empty)} empty layers ({', '.join(empty[:5])})"] if empty else []
+        return " and ".join(found + (["no path from input to output"] if path is False else []))

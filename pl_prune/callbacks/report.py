@@ -1,0 +1,111 @@
+"""`SparsityReport`: what a run's masks left, said at the start and written at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from pl_prune.callbacks.base import pruning_callbacks
+from pl_prune.callbacks.bridge import Bridge
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.probe import batch_size
+from pl_prune.core.samples import Samples
+from pl_prune.core.select import Select
+from pl_prune.core.types import PruneError
+from pl_prune.report.collapse import find_path
+from pl_prune.report.cost import measure_cost
+from pl_prune.report.sparsity import layer_sparsity
+from pl_prune.report.table import PruningReport
+
+
+class SparsityReport(Callback):
+    """Report every layer, the whole model's parameters and MACs, and whether a path is left from input to output.
+
+    The table is shown when training starts; at the end of the fit the report, with the run's last metrics, goes to `report.json`. What is
+    said of the masks is checked against the zeros measured in the weights. Scalars go to the loggers as `sparsity/...`. Without a
+    pruning callback the dense network is reported.
+
+    Args:
+        folder: Where `report.json` goes; None: the logger's folder, else the trainer's root folder.
+        select: Which parameters to list when nothing prunes.
+    """
+
+    def __init__(self, folder: str | None = None, select: Select = Select()) -> None:
+        self.folder = folder
+        self.select = select
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the table.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        report = make_report(trainer, pl_module, self.select)
+        rank_zero_info("\n" + report.text())
+        scalars = {
+            "sparsity/prunable": report.sparsity,
+            "sparsity/model": 1 - report.cost.params_kept / report.cost.params,
+            "sparsity/collapsed_layers": float(len(report.collapsed())),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write `report.json`.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        report = make_report(trainer, pl_module, self.select)
+        folder = Path(trainer.strategy.broadcast(self.folder or trainer.log_dir or trainer.default_root_dir))
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / "report.json.part"
+            part.write_text(json.dumps(report.to_dict(), indent=1))
+            part.replace(folder / "report.json")
+
+
+def make_report(trainer: Trainer, pl_module: LightningModule, select: Select) -> PruningReport:
+    """Report the network as the trainer's pruning callbacks left it.
+
+    Args:
+        trainer: A trainer in a fit.
+        pl_module: Its module.
+        select: Which parameters to list when nothing prunes.
+
+    Returns:
+        The report.
+
+    Raises:
+        PruneError: If a pruned weight is not zero.
+    """
+    bridge = Bridge(trainer, pl_module, select, Samples())
+    pruning = [cb for cb in pruning_callbacks(trainer) if cb.masks is not None]
+    bridge.find_loader()
+    with bridge.quiet():
+        example = bridge.example()
+        masks = MaskSet.ones_like(bridge.prunable()) if not pruning else MaskSet({})
+        for callback in pruning:
+            assert callback.masks is not None
+            masks = masks.intersect(callback.masks)
+        live = dict(pl_module.named_parameters())
+        measured = MaskSet.from_zeros({name: live[name] for name in masks})
+        wrong = [name for name in masks if bool((measured[name] & ~masks[name].to(live[name].device)).any())]
+        if wrong:
+            raise PruneError(
+                f"Expected zeros wherever the masks prune; found other weights in {', '.join(wrong[:5])}. Something writes weights "
+                "outside the optimizers: mask them there, or leave that layer dense with `select.exclude`."
+            )
+        return PruningReport(
+            method="; ".join(cb.method for cb in pruning) or "dense",
+            layers=layer_sparsity(masks),
+            cost=measure_cost(pl_module, masks, lambda: bridge.loss(pl_module, example), batch_size(example)),
+            path=find_path(pl_module, masks, bridge.loss, example),
+            zeros=sum(total - kept for kept, total in measured.counts().values()),
+            metrics={name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+        )

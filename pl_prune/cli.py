@@ -1,0 +1,86 @@
+"""`PruneCLI`: LightningCLI with the key `prune`, and the commands built on it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import pl_prune
+from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
+from pl_prune.callbacks.report import make_report
+from pl_prune.core.select import Select
+from pl_prune.core.types import PruneError
+
+
+class PruneCLI(LightningCLI):
+    """LightningCLI whose key `prune` holds the pruning callback, so that a sweep can say `--prune.sparsity=0.9`.
+
+    Takes the arguments of `LightningCLI`. Without the key, the run is dense. A second run may overwrite the saved configuration of the first,
+    which every sweep needs.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["save_config_kwargs"] = {"overwrite": True, **(kwargs.get("save_config_kwargs") or {})}
+        super().__init__(*args, **kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, without the warning that `args` and the process's own arguments differ: here one is made from the other.
+
+        Args:
+            parser: The parser.
+            args: A list of arguments, a dict or a namespace; None for those of the process.
+        """
+        if isinstance(args, list):
+            self.config = parser.parse_args(args)
+        else:
+            super().parse_arguments(parser, args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the key `prune`.
+
+        Args:
+            parser: The parser of one command.
+        """
+        parser.add_lightning_class_args(PruningCallback, "prune", subclass_mode=True, required=False)
+        parser.set_defaults({"prune": {"class_path": "pl_prune.Dense"}})
+
+
+class Inspect(PruneCLI):
+    """Parse a recipe for `fit`, score and prune as it would, print the report, and train nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Switch off what would leave files."""
+        self.config.fit.trainer.logger = False
+        self.save_config_callback = None
+
+    def fit(self, model: Any, **kwargs: Any) -> None:
+        """Run the fit up to its first step.
+
+        Args:
+            model: The module.
+            **kwargs: The other arguments of `Trainer.fit`.
+        """
+        self.trainer.callbacks.append(_ShowReport())  # type: ignore[attr-defined]
+        self.trainer.fit_loop.epoch_loop.max_steps = 0
+        self.trainer.num_sanity_val_steps = 0
+        self.trainer.fit(model, **kwargs)
+
+
+class _ShowReport(Callback):
+    """Write the report to the standard output, once every other callback has pruned."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not any(cb.masks for cb in pruning_callbacks(trainer)):
+            raise PruneError(
+                "Expected a recipe that prunes at the start of the fit; found none. Add `--prune PruneAtInit`."
+            )
+        text = make_report(trainer, pl_module, Select()).text()
+        if trainer.is_global_zero:
+            sys.stdout.write(text + "\n")
+
+
+for _name in pl_prune.__all__:  # jsonargparse resolves short class names among imported classes alone
+    getattr(pl_prune, _name)

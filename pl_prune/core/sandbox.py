@@ -1,0 +1,113 @@
+"""`untouched`: run a model and leave no trace."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def untouched(model: nn.Module, train: bool = False, seed: int = 0) -> Iterator[None]:
+    """Restore a model and the random state at the end, also after an exception.
+
+    Restored are: training modes, `requires_grad`, `.grad`, buffers and every tensor, list, dict, set and number that a
+    module holds as an attribute (metric states among them), and the random states of torch (CPU and CUDA), numpy and random.
+    Not restored: parameter values (scoring does not change them) and objects of other classes that a module holds.
+
+    Args:
+        model: The module to run inside.
+        train: The mode inside: evaluation by default.
+        seed: Seed of the random state inside, so that the outside state has no influence.
+
+    Yields:
+        None; gradients are enabled and autocast is off inside.
+    """
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    frozen = [_freeze(m.__dict__) for m in model.modules()]  # training modes and buffers are in there
+    with ExitStack() as stack:
+        stack.enter_context(_random_state(seed))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in {"cpu"} | {p.device.type for p, _, _ in parameters}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        try:
+            model.train(train)
+            yield
+        finally:
+            for thaw in frozen:
+                thaw()
+            for parameter, requires_grad, grad in parameters:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = grad
+
+
+@contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    numpy = sys.modules.get("numpy")
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    saved = torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
+    saved_cuda = torch.cuda.get_rng_state_all() if cuda else []
+    try:
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        if numpy:
+            numpy.random.seed(seed)
+        if cuda:
+            torch.cuda.manual_seed_all(seed)
+        yield
+    finally:
+        torch.set_rng_state(saved[0])
+        random.setstate(saved[1])
+        if numpy:
+            numpy.random.set_state(saved[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(saved_cuda)
+
+
+def _freeze(value: Any) -> Callable[[], Any]:
+    """Return a function that gives `value` back as it is now, contents included."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.is_inference():
+        copy = value.detach().clone()
+
+        def thaw_tensor() -> Tensor:
+            with torch.no_grad():
+                return value.copy_(copy)
+
+        return thaw_tensor
+    if isinstance(value, dict):
+        items = {key: _freeze(item) for key, item in value.items()}
+
+        def thaw_dict() -> Any:
+            old = {key: thaw() for key, thaw in items.items()}
+            value.clear()
+            value.update(old)
+            return value
+
+        return thaw_dict
+    if isinstance(value, (list, deque)):
+        members = [_freeze(item) for item in value]
+
+        def thaw_sequence() -> Any:
+            old = [thaw() for thaw in members]
+            value.clear()
+            value.extend(old)
+            return value
+
+        return thaw_sequence
+    if isinstance(value, set):
+        elements = set(value)
+
+        def thaw_set() -> Any:
+            value.clear()
+            value.update(elements)
+            return value
+
+        return thaw_set
+    return lambda: value

@@ -1,0 +1,206 @@
+"""`Select`: which parameters are prunable."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pl_prune.core.types import Params, PruneError
+
+_TYPES: dict[str, type[nn.Module]] = {
+    cls.__name__: cls
+    for cls in (
+        nn.Linear,
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+        nn.MultiheadAttention,
+    )
+}
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True)
+class Select:
+    """Choose the prunable parameters by module type: weights of linear, convolution and attention layers.
+
+    Norms, biases and embeddings are never prunable; frozen parameters are passed over; a tied tensor appears once,
+    under its first name, and not at all if an embedding or a norm holds it too.
+
+    Args:
+        include: Shell patterns (`fnmatch`) on parameter or module names; None means all.
+        exclude: Shell patterns of what to leave dense.
+        types: Class names, among Linear, Conv1d to Conv3d, ConvTranspose1d to 3d and MultiheadAttention; subclasses count.
+        output_layer: Whether the output layer (the last Linear or Conv executed) is prunable.
+        first_layer: Whether the first Linear or Conv executed is prunable.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> list(Select()(model)), list(Select(output_layer=True)(model))
+    (['0.weight'], ['0.weight', '2.weight'])
+    """
+
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    types: tuple[str, ...] = tuple(_TYPES)
+    output_layer: bool = False
+    first_layer: bool = True
+
+    def __post_init__(self) -> None:
+        for kind in self.types:
+            if kind not in _TYPES:
+                raise PruneError(
+                    f"Expected module types among {', '.join(_TYPES)}; found {kind!r}.{_closest(kind, list(_TYPES))}"
+                )
+
+    def __call__(self, model: nn.Module, run: Callable[[], object] | None = None) -> Params:
+        """Return the prunable parameters.
+
+        Args:
+            model: Any module.
+            run: Runs one forward pass, from which the order of execution is read. None: the order of definition.
+
+        Returns:
+            Parameters by name, in `named_parameters()` order.
+
+        Raises:
+            PruneError: If nothing is prunable, a pattern matches nothing, or a prunable layer's weight is not a plain parameter.
+        """
+        layers = list(_weights(model))
+        ends = _execution_order(model, run)
+        first, last = (ends[0], ends[-1]) if ends else (None, None)
+        matched_by_include = self._matching(self.include, model, layers)
+        matched_by_exclude = self._matching(self.exclude, model, layers)
+
+        kinds = tuple(_TYPES[kind] for kind in self.types)
+        reasons: dict[str, str] = {}
+        chosen: set[int] = set()
+        for name, owner, parameter in layers:
+            if not isinstance(owner, kinds):
+                reasons[name] = "is not of the types asked for"
+            elif self.include is not None and name not in matched_by_include:
+                reasons[name] = "is not included"
+            elif name in matched_by_exclude:
+                reasons[name] = "is excluded"
+            elif _holder(model, name) is last and not self.output_layer:
+                reasons[name] = "is the output layer: set output_layer=True to prune it"
+            elif _holder(model, name) is first and not self.first_layer:
+                reasons[name] = "is the first layer: set first_layer=True to prune it"
+            elif parameter is None:
+                raise PruneError(
+                    f"Expected the weight of {name!r} to be a plain parameter; found it behind a parametrization "
+                    "(weight_norm, spectral_norm, nn.utils.prune). Remove that, or exclude the layer."
+                )
+            elif is_lazy(parameter):
+                raise PruneError(
+                    f"Expected materialised weights; found the lazy {name!r}. Run one batch through the model first."
+                )
+            elif not parameter.requires_grad:
+                reasons[name] = "is frozen (requires_grad=False)"
+            else:
+                chosen.add(id(parameter))
+        chosen -= {id(p) for p in _never(model)}
+        params = {name: p for name, p in model.named_parameters() if id(p) in chosen}
+        if not params:
+            why = "; ".join(f"{name} {reason}" for name, reason in list(reasons.items())[:5])
+            raise PruneError(
+                f"Expected at least one prunable layer ({', '.join(self.types)}); "
+                f"found none in {type(model).__name__}{': ' + why if why else ''}. Change the model or the selection."
+            )
+        return params
+
+    def _matching(
+        self, patterns: list[str] | None, model: nn.Module, layers: list[tuple[str, nn.Module, Tensor | None]]
+    ) -> set[str]:
+        matched: set[str] = set()
+        known = [n for n, _, _ in layers]
+        anything = known + [n for n, _ in model.named_modules() if n] + [n for n, _ in model.named_parameters()]
+        for pattern in patterns or []:
+            hits = {n for n in known if fnmatchcase(n, pattern) or fnmatchcase(n.rpartition(".")[0], pattern)}
+            if not hits and (patterns is self.include or not any(fnmatchcase(n, pattern) for n in anything)):
+                names = known + [n.rpartition(".")[0] for n in known]
+                raise PruneError(
+                    f"Expected every pattern to match a prunable layer; found nothing for {pattern!r}.{_closest(pattern, names)}"
+                )
+            matched |= hits
+        return matched
+
+
+def run_order(model: nn.Module, run: Callable[[], object]) -> list[nn.Module]:
+    """Return the linear and convolution modules in the order of their last execution.
+
+    Args:
+        model: The module that `run` executes.
+        run: Runs one forward pass.
+
+    Returns:
+        Modules; one that ran several times stands where it ran last.
+    """
+    order: dict[nn.Module, None] = {}
+
+    def note(module: nn.Module, *_: object) -> None:
+        order.pop(module, None)
+        order[module] = None
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if is_layer(m)]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(order)
+
+
+def _execution_order(model: nn.Module, run: Callable[[], object] | None) -> list[nn.Module]:
+    defined = [m for m in model.modules() if is_layer(m)]
+    return (run_order(model, run) if run else defined) or defined
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Say whether a module is a linear or convolution layer.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True for Linear, Conv and ConvTranspose and their subclasses.
+    """
+    return isinstance(module, tuple(_TYPES.values())) and not isinstance(module, nn.MultiheadAttention)
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor | None]]:
+    """Yield (parameter name, module whose type counts, parameter or None) of every layer that could be pruned."""
+    inside_attention = {m.out_proj: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    for path, module in model.named_modules():
+        dot = f"{path}." if path else ""
+        if isinstance(module, nn.MultiheadAttention):
+            for attribute in _ATTENTION:
+                if (weight := module._parameters.get(attribute)) is not None:
+                    yield dot + attribute, module, weight
+        elif is_layer(module):
+            yield f"{dot}weight", inside_attention.get(module, module), module._parameters.get("weight")  # type: ignore[call-overload]
+
+
+def _holder(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _never(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the parameters that an embedding or a norm holds, perhaps tied to a prunable layer."""
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)):
+            yield from (p for p in module._parameters.values() if p is not None)
+
+
+def _closest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, [k for k in known if k], n=1, cutoff=0.0)
+    return f" The closest name is {close[0]!r}." if close else ""

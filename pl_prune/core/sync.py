@@ -1,0 +1,107 @@
+"""What the processes of one job agree on. In a single process every function is the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.types import PruneError
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Return this process's rank and the number of processes.
+
+    Returns:
+        (rank, world size); (0, 1) outside a distributed job.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def sum_(tensors: Iterable[Tensor]) -> None:
+    """Sum tensors over all ranks, in place.
+
+    Args:
+        tensors: The same shapes on every rank, on the device of the job's backend.
+    """
+    if rank_and_size()[1] > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def agree(error: BaseException | None) -> None:
+    """Raise on every rank if any rank failed, so that none waits for another in vain.
+
+    Args:
+        error: What this rank caught, or None.
+
+    Raises:
+        error: This rank's own error.
+        PruneError: If another rank failed; quotes it.
+    """
+    size = rank_and_size()[1]
+    if size > 1:
+        errors: list[str | None] = [None] * size
+        dist.all_gather_object(errors, None if error is None else f"{type(error).__name__}: {error}")
+        if error is None and any(errors):
+            rank = next(i for i, e in enumerate(errors) if e)
+            raise PruneError(
+                f"Expected every rank to score its data; found that rank {rank} failed with {errors[rank]}"
+            )
+    if error is not None:
+        raise error
+
+
+def masks_of_rank_zero(make: Callable[[], MaskSet], device: Any = "cpu") -> MaskSet:
+    """Make masks on rank 0 and give every rank the same ones.
+
+    Args:
+        make: Selects the masks; called on rank 0 alone.
+        device: Where the masks shall be.
+
+    Returns:
+        The masks of rank 0.
+
+    Raises:
+        PruneError: If rank 0 failed, or the masks that arrived differ from those sent.
+    """
+    rank, size = rank_and_size()
+    if size == 1:
+        return make().to(device)
+    masks, error = None, None
+    try:
+        masks = make() if rank == 0 else None
+    except PruneError as caught:
+        error = caught
+    agree(error)
+    box = [masks.state_dict() if masks is not None else None]
+    dist.broadcast_object_list(box, src=0)
+    assert box[0] is not None
+    masks = MaskSet.from_state_dict(box[0])
+    check_same(masks)
+    return masks.to(device)
+
+
+def check_same(masks: MaskSet) -> None:
+    """Raise unless every rank holds the same masks.
+
+    Args:
+        masks: This rank's masks.
+
+    Raises:
+        PruneError: If a rank holds others; names the ranks.
+    """
+    size = rank_and_size()[1]
+    if size > 1:
+        digests = [""] * size
+        dist.all_gather_object(digests, masks.digest())
+        odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if odd:
+            raise PruneError(
+                f"Expected the same masks on every rank; found others than rank 0's on ranks {odd}. Report this as a bug."
+            )

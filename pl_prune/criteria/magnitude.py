@@ -1,0 +1,36 @@
+"""Magnitude of the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from pl_prune.core.criterion import Criterion
+from pl_prune.core.probe import Probe
+from pl_prune.core.types import Scores
+
+
+@dataclass(frozen=True)
+class Magnitude(Criterion):
+    """Score every entry by its absolute value |w|.
+
+    Source:
+        Han et al., Learning both Weights and Connections. No divergence.
+    """
+
+    needs_data: ClassVar[bool] = False
+
+    def __call__(self, probe: Probe) -> Scores:
+        """Take absolute values.
+
+        Args:
+            probe: The parameters.
+
+        Returns:
+            Scores in float32, or float64 for float64 parameters.
+        """
+        return {
+            name: p.detach().abs().to(torch.promote_types(p.dtype, torch.float32)) for name, p in probe.params.items()
+        }

@@ -1,0 +1,42 @@
+"""Random scores: the baseline of every method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from pl_prune.core.criterion import Criterion
+from pl_prune.core.probe import Probe
+from pl_prune.core.types import Scores
+
+
+@dataclass(frozen=True)
+class Random(Criterion):
+    """Score every entry by a uniform number in [0, 1).
+
+    Drawn on the CPU from a generator of its own, so that the device and the random state have no influence.
+
+    Args:
+        seed: Seed of the generator.
+
+    Source:
+        The baseline of Gollini Navarrete et al. (What Scalable Second-Order Information Knows for Pruning at Initialization).
+        Divergence: their code draws from the global random state.
+    """
+
+    seed: int = 0
+    needs_data: ClassVar[bool] = False
+
+    def __call__(self, probe: Probe) -> Scores:
+        """Draw the scores, parameter by parameter in their order.
+
+        Args:
+            probe: The parameters.
+
+        Returns:
+            Float32 scores.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        return {name: torch.rand(p.shape, generator=generator).to(p.device) for name, p in probe.params.items()}

@@ -1,0 +1,108 @@
+"""Enforcement: what keeps pruned entries at zero while an optimizer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.types import PruneError
+
+
+class Enforcement:
+    """Keep masks in force on live parameters.
+
+    Masked gradients alone do not hold zeros under momentum or weight decay, so weights are zeroed again after every real
+    optimizer step; the step hook is not called when a GradScaler skips a step.
+
+    Args:
+        params: The parameters, by the masks' names; they are zeroed at once.
+        masks: What to keep.
+    """
+
+    def __init__(self, params: Mapping[str, nn.Parameter], masks: MaskSet) -> None:
+        self.params = params
+        self._handles: list[RemovableHandle] = []
+        self.masks = masks.to(next(iter(params.values())).device)
+        self.zero_weights()
+
+    def attach(self, optimizers: Iterable[Optimizer], gradient_hooks: bool = True) -> None:
+        """Zero weights after each step of the optimizers.
+
+        Args:
+            optimizers: The optimizers that step the parameters.
+            gradient_hooks: Zero gradients too, as soon as they are accumulated, so that clipping sees them masked.
+
+        Raises:
+            PruneError: If the optimizers step none of the parameters.
+        """
+        optimizers = list(optimizers)
+        stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        if optimizers and not stepped & {id(p) for p in self.params.values()}:
+            raise PruneError(
+                "Expected an optimizer that steps the pruned parameters; found none of them in it. Build it from this model's parameters."
+            )
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        if gradient_hooks:
+            for name, param in self.params.items():
+                self._handles.append(param.register_post_accumulate_grad_hook(self._gradient_hook(name)))
+
+    def zero_weights(self) -> None:
+        """Zero the pruned weights."""
+        self.masks.apply_(self.params)
+
+    def zero_grads(self) -> None:
+        """Zero the gradients of pruned weights."""
+        self.masks.mask_grads_(self.params)
+
+    def detach(self) -> None:
+        """Remove every hook; may be called twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _after_step(self, *_: Any) -> None:
+        self.zero_weights()
+
+    def _gradient_hook(self, name: str) -> Any:
+        one = MaskSet({name: self.masks[name]})
+
+        def hook(param: nn.Parameter) -> None:
+            one.mask_grads_({name: param})
+
+        return hook
+
+
+def attach_masks(optimizer: Optimizer, model: nn.Module, masks: MaskSet) -> Enforcement:
+    """Apply masks to a model and keep its zeros through a plain PyTorch training loop.
+
+    Args:
+        optimizer: The optimizer that steps the model; any `torch.optim.Optimizer`.
+        model: The model that the masks were made for.
+        masks: What to keep.
+
+    Returns:
+        The enforcement; `detach()` ends it and leaves the weights as they are.
+
+    Raises:
+        PruneError: If the masks do not fit the model, or the optimizer steps none of the masked parameters.
+
+    >>> import torch, pl_prune as plp
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    >>> masks = plp.Global()(plp.score(model, plp.Magnitude()), 0.5)
+    >>> optimizer = torch.optim.AdamW(model.parameters())
+    >>> enforcement = plp.attach_masks(optimizer, model, masks)
+    >>> model(torch.ones(1, 4)).sum().backward(); _ = optimizer.step()
+    >>> int((model[0].weight == 0).sum())
+    8
+    """
+    live = dict(model.named_parameters())
+    masks.check_fits(live)
+    enforcement = Enforcement({name: live[name] for name in masks}, masks)
+    enforcement.attach([optimizer])
+    return enforcement

@@ -1,0 +1,165 @@
+"""The report of a pruned network, as text and as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pl_prune.core.types import PruneError
+from pl_prune.report.cost import Cost
+from pl_prune.report.sparsity import LayerSparsity
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """Everything the package says about one pruned network.
+
+    Args:
+        method: How it was pruned, in one line.
+        layers: Every prunable parameter.
+        cost: Whole-model counts.
+        path: Whether an input reaches the output through kept weights; None where that could not be found out.
+        zeros: Measured zeros among the prunable weights; at least the pruned entries.
+        metrics: Last logged metrics of the run.
+    """
+
+    method: str
+    layers: Sequence[LayerSparsity]
+    cost: Cost
+    path: bool | None
+    zeros: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """Kept entries of the prunable parameters."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def total(self) -> int:
+        """Entries of the prunable parameters."""
+        return sum(layer.total for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Pruned fraction of the prunable parameters."""
+        return 1 - self.kept / self.total if self.total else 0.0
+
+    def collapsed(self) -> list[str]:
+        """Name the layers of which nothing is left.
+
+        Returns:
+            Parameter names.
+        """
+        return [layer.name for layer in self.layers if layer.collapsed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for a file.
+
+        Returns:
+            What `json.dumps` takes.
+        """
+        layers = [{**asdict(layer), "density": layer.density} for layer in self.layers]
+        return {**asdict(self), "layers": layers, "sparsity": self.sparsity}
+
+    def text(self) -> str:
+        """Return the layer table and the summary, for a terminal.
+
+        Returns:
+            Lines of at most about 110 characters.
+        """
+        rows = [
+            (
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                f"{layer.kept:,} / {layer.total:,}",
+                f"{layer.density:.2%}",
+                f"{layer.empty_rows}/{layer.shape[0]}",
+                f"{layer.empty_cols}/{layer.shape[1] if len(layer.shape) > 1 else layer.shape[0]}",
+                "-" if layer.kernel_sparsity is None else f"{layer.kernel_sparsity:.1%}",
+                "COLLAPSED" if layer.collapsed else "bottleneck" if layer.bottleneck else "",
+            )
+            for layer in self.layers
+        ]
+        head = ("prunable parameter", "shape", "kept", "density", "empty rows", "empty cols", "empty kernels", "")
+        path = {True: "yes", False: "NO: no input reaches the output", None: "unknown"}[self.path]
+        bottlenecks = sum(layer.bottleneck and not layer.collapsed for layer in self.layers)
+        summary = [
+            ("method", self.method),
+            (
+                "prunable parameters",
+                f"{self.kept:,} of {self.total:,} kept (sparsity {self.sparsity:.4f}); {self.zeros:,} zeros measured",
+            ),
+            (
+                "whole model",
+                f"{self.cost.params_kept:,} of {self.cost.params:,} parameters kept ({1 - self.cost.params_kept / self.cost.params:.2%} pruned)",
+            ),
+            (
+                "MACs per sample",
+                f"{self.cost.macs_kept:,} of {self.cost.macs:,} ({self.cost.macs_kept / max(self.cost.macs, 1):.2%}); a count: masked weights alone save no time",
+            ),
+            (
+                "layers",
+                f"{len(self.collapsed())} collapsed, {bottlenecks} bottlenecks (at least 80 % gone), of {len(self.layers)}",
+            ),
+            ("path input to output", path),
+        ]
+        width = max(len(label) for label, _ in summary)
+        return "\n".join([columns([head, *rows]), "", *(f"{label:<{width}}  {value}" for label, value in summary)])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Align rows in columns, the first to the left and the rest to the right, under a ruled head.
+
+    Args:
+        rows: The head, then the body.
+
+    Returns:
+        One line a row.
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def compare(folders: Sequence[str | Path]) -> str:
+    """Set finished runs side by side.
+
+    Args:
+        folders: Folders that hold a `report.json` of `SparsityReport`.
+
+    Returns:
+        A table with a row for each run and a column for each metric that all of them have.
+
+    Raises:
+        PruneError: If a folder holds no report.
+    """
+    reports = []
+    for folder in folders:
+        file = Path(folder) / "report.json"
+        if not file.is_file():
+            raise PruneError(
+                f"Expected a finished run's report at {file}; found none. Add the callback SparsityReport to the run."
+            )
+        reports.append(json.loads(file.read_text()))
+    shared = [m for m in reports[0]["metrics"] if all(m in r["metrics"] for r in reports)]
+    head = ("run", "sparsity", "params kept", "MACs kept", *shared)
+    rows = [
+        (
+            str(folder),
+            f"{r['sparsity']:.4f}",
+            f"{r['cost']['params_kept']:,}",
+            f"{r['cost']['macs_kept']:,}",
+            *(f"{r['metrics'][m]:.4f}" for m in shared),
+        )
+        for folder, r in zip(folders, reports, strict=True)
+    ]
+    return columns([head, *rows])
