@@ -8,6 +8,7 @@ RUN := $(PY) -m pl_prune
 .PHONY: quickstart test lint types clean
 
 quickstart: .venv/installed
+	rm -rf runs/quickstart
 	$(RUN) fit --config recipes/quickstart.yaml --prune=Dense --trainer.logger.init_args.version=dense
 	$(RUN) fit --config recipes/quickstart.yaml
 	@echo

@@ -68,8 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             cli.Inspect(args=["fit", *rest])
         else:
             cli.PruneCLI(args=[command, *rest])
-    except PruneError as error:
-        sys.stderr.write(f"pl-prune {command}: {error}\n")
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, PruneError):  # jsonargparse wraps what a constructor raises
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        sys.stderr.write(f"pl-prune {command}: {cause}\n")
         return 2
     return 0
 

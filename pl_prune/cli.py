@@ -18,8 +18,8 @@ from pl_prune.core.types import PruneError
 class PruneCLI(LightningCLI):
     """LightningCLI whose key `prune` holds the pruning callback, so that a sweep can say `--prune.sparsity=0.9`.
 
-    Takes the arguments of `LightningCLI`. Without the key, the run is dense. A second run may overwrite the saved configuration of the first,
-    which every sweep needs.
+    Takes the arguments of `LightningCLI`. Without the key, the run is dense. A second run may overwrite the saved
+    configuration of the first, which every sweep needs.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

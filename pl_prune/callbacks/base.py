@@ -86,14 +86,16 @@ class PruningCallback(Callback, ABC):
             pl_module: The module, on its device, with its weights loaded and its optimizers built.
 
         Raises:
-            PruneError: If the checkpoint lacks this callback's state, another callback prunes the same parameters, or scoring fails.
+            PruneError: If the checkpoint lacks this callback's state, another callback prunes the same
+                parameters, or scoring fails.
         """
         if self.select is None:
             return
         self._refuse_overlap(trainer, pl_module, self.select)
         if trainer.ckpt_path and not self._restored:
             raise PruneError(
-                f"Expected the masks of {self.state_key!r} in the checkpoint {str(trainer.ckpt_path)!r}; found no such state (a weights-only "
+                f"Expected the masks of {self.state_key!r} in the checkpoint {str(trainer.ckpt_path)!r}; "
+                "found no such state (a weights-only "
                 "checkpoint, one of a run without this callback, or a renamed callback). Resume from a full checkpoint of a "
                 "run with this callback and this name, or load the weights into the module yourself and start a new fit."
             )
@@ -227,7 +229,8 @@ def refuse_orphans(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     present = {cb.state_key for cb in pruning_callbacks(trainer)}
     if trainer.state.fn == TrainerFn.FITTING and (lost := sorted(held - present)):
         raise PruneError(
-            f"Expected a callback for every set of masks in the checkpoint; found masks of {lost} and the pruning callbacks {sorted(present)}. "
+            f"Expected a callback for every set of masks in the checkpoint; found masks of {lost} "
+            f"and the pruning callbacks {sorted(present)}. "
             "Give the trainer the callback (and the name) that the run was started with."
         )
 
@@ -242,6 +245,7 @@ def _refuse(trainer: Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, (WeightAveraging, StochasticWeightAveraging)):
             raise PruneError(
-                f"Expected no weight averaging beside pruning, whose averaged copy would not stay sparse; found {type(callback).__name__}. "
+                f"Expected no weight averaging beside pruning, since the averaged copy would not stay sparse; "
+                f"found {type(callback).__name__}. "
                 "Remove one of the two: averaging under masks is not supported yet."
             )

@@ -136,7 +136,8 @@ class Bridge:
             )
         if "dataloader_iter" in inspect.signature(self.pl_module.training_step).parameters:
             raise PruneError(
-                "Expected training_step(batch, batch_idx); found one that takes dataloader_iter. Define `scoring_step(self, batch, batch_idx)`."
+                "Expected training_step(batch, batch_idx); found one that takes dataloader_iter. "
+                "Define `scoring_step(self, batch, batch_idx)`."
             )
         return self.pl_module.training_step
 
@@ -164,7 +165,8 @@ class Bridge:
                 self._loader, self._from = self.trainer.train_dataloader, "the train set"
         if not isinstance(self._loader, DataLoader):
             raise PruneError(
-                f"Expected one DataLoader to score on; found {type(self._loader).__name__} from {self._from}. Define `scoring_dataloader()` on the "
+                f"Expected one DataLoader to score on; found {type(self._loader).__name__} from {self._from}. "
+                "Define `scoring_dataloader()` on the "
                 "module or the datamodule."
             )
         return self._loader

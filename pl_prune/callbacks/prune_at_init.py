@@ -24,8 +24,8 @@ from pl_prune.report.sparsity import layer_sparsity
 class PruneAtInit(PruningCallback):
     """Prune a network before its first training step, and train what is left.
 
-    Masks are made in `on_fit_start`, from the weights as they are then (loaded ones too), before the sanity check. Scoring leaves the module, the
-    random state and the order of the training batches as they were.
+    Masks are made in `on_fit_start`, from the weights as they are then (loaded ones too), before the sanity check.
+    Scoring leaves the module, the random state and the order of the training batches as they were.
 
     Args:
         criterion: How to score.
@@ -71,6 +71,9 @@ class PruneAtInit(PruningCallback):
 
         Returns:
             The same masks on every rank.
+
+        Raises:
+            PruneError: If scoring fails, or a layer collapses under `on_layer_collapse="raise"`.
         """
         scores = bridge.score(self.criterion)
         masks = self._allocate(self.allocation, scores)

@@ -241,9 +241,7 @@ class MaskSet(Mapping[str, Tensor]):
         """
         try:
             shapes, bits = dict(state["shapes"]), dict(state["bits"])
-            if shapes.keys() != bits.keys():
-                raise KeyError(f"shapes of {len(shapes)} and bits of {len(bits)} parameters")
-            return cls({name: _unpack(bits[name], tuple(shape)) for name, shape in shapes.items()})
+            return cls({name: _unpack(bits[name], tuple(shapes[name])) for name in {**shapes, **bits}})
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise PruneError(
                 f"Expected the masks that `MaskSet.state_dict` wrote; found a damaged or foreign state ({error}). "

@@ -68,8 +68,8 @@ class Samples:
                 f"Expected one integer class label for each of {size} samples; found {labels.dtype} of shape {tuple(labels.shape)}. "
                 "Set samples.total to a number of samples instead."
             )
-        turns = []
-        for rank_in_class, label in enumerate(labels.unique().tolist()):
+        turns: list[tuple[int, int, int]] = []
+        for rank_in_class, label in enumerate(torch.unique(labels).tolist()):
             members = (labels == label).nonzero()[:, 0]
             chosen = members[torch.randperm(len(members), generator=generator)][: self.per_class].tolist()
             turns.extend((turn, rank_in_class, index) for turn, index in enumerate(chosen))
@@ -101,7 +101,8 @@ class Samples:
         if isinstance(loader.dataset, IterableDataset):
             if self.total is None:
                 raise PruneError(
-                    "Expected a data set with a length, to balance classes; found an IterableDataset. Set samples.total to a number of samples instead."
+                    "Expected a data set with a length, to balance classes; found an IterableDataset. "
+                    "Set samples.total to a number of samples instead."
                 )
             batches: list[Any] = []
             stream = DataLoader(loader.dataset, batch_size=loader.batch_size, **common)

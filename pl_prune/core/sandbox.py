@@ -51,7 +51,7 @@ def untouched(model: nn.Module, train: bool = False, seed: int = 0) -> Iterator[
 @contextmanager
 def _random_state(seed: int) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     saved = torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
     saved_cuda = torch.cuda.get_rng_state_all() if cuda else []
     try:

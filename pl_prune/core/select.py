@@ -187,7 +187,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor | None]]
                 if (weight := module._parameters.get(attribute)) is not None:
                     yield dot + attribute, module, weight
         elif is_layer(module):
-            yield f"{dot}weight", inside_attention.get(module, module), module._parameters.get("weight")  # type: ignore[call-overload]
+            yield f"{dot}weight", inside_attention.get(module, module), module._parameters.get("weight")
 
 
 def _holder(model: nn.Module, name: str) -> nn.Module:

@@ -59,7 +59,7 @@ def top_k(values: Sequence[Tensor], k: int, pool: Sequence[Tensor] | None = None
     threshold = prefix - (1 << (bits - 1))  # digits are counted from the lowest key
 
     marked = [torch.empty(v.shape, dtype=torch.bool, device=v.device) for v in values]
-    flat = [m.view(-1).split(_CHUNK) for m in marked]
+    flat = [torch.split(m.view(-1), _CHUNK) for m in marked]
     for out, (chunk, inside) in zip([c for m in flat for c in m], _chunks(values, pool), strict=True):
         keys = _keys(chunk, dtype)
         torch.gt(keys, threshold, out=out)
@@ -75,8 +75,8 @@ def top_k(values: Sequence[Tensor], k: int, pool: Sequence[Tensor] | None = None
 
 def _chunks(values: Sequence[Tensor], pool: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     for i, value in enumerate(values):
-        chunks = value.detach().reshape(-1).split(_CHUNK)
-        inside = [None] * len(chunks) if pool is None else pool[i].reshape(-1).split(_CHUNK)
+        chunks = torch.split(value.detach().reshape(-1), _CHUNK)
+        inside = [None] * len(chunks) if pool is None else torch.split(pool[i].reshape(-1), _CHUNK)
         yield from zip(chunks, inside, strict=True)
 
 

@@ -50,7 +50,8 @@ class Enforcement:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         if gradient_hooks:
             for name, param in self.params.items():
-                self._handles.append(param.register_post_accumulate_grad_hook(self._gradient_hook(name)))
+                handle = param.register_post_accumulate_grad_hook(self._gradient_hook(name))  # type: ignore[no-untyped-call]
+                self._handles.append(handle)
 
     def zero_weights(self) -> None:
         """Zero the pruned weights."""

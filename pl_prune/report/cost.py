@@ -107,7 +107,7 @@ def layer_macs(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
         torch.backends.mha.set_fastpath_enabled(False)
         for module in model.modules():
             if isinstance(module, nn.MultiheadAttention):
-                stack.enter_context(module.register_forward_hook(after_attention, with_kwargs=True))  # type: ignore[arg-type]
+                stack.enter_context(module.register_forward_hook(after_attention, with_kwargs=True))
             elif is_layer(module):
                 stack.enter_context(module.register_forward_hook(after_layer))
         run()

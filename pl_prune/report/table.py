@@ -86,6 +86,7 @@ class PruningReport:
         ]
         head = ("prunable parameter", "shape", "kept", "density", "empty rows", "empty cols", "empty kernels", "")
         path = {True: "yes", False: "NO: no input reaches the output", None: "unknown"}[self.path]
+        cost = self.cost
         bottlenecks = sum(layer.bottleneck and not layer.collapsed for layer in self.layers)
         summary = [
             ("method", self.method),
@@ -95,11 +96,12 @@ class PruningReport:
             ),
             (
                 "whole model",
-                f"{self.cost.params_kept:,} of {self.cost.params:,} parameters kept ({1 - self.cost.params_kept / self.cost.params:.2%} pruned)",
+                f"{cost.params_kept:,} of {cost.params:,} parameters kept ({1 - cost.params_kept / cost.params:.2%} pruned)",
             ),
             (
                 "MACs per sample",
-                f"{self.cost.macs_kept:,} of {self.cost.macs:,} ({self.cost.macs_kept / max(self.cost.macs, 1):.2%}); a count: masked weights alone save no time",
+                f"{cost.macs_kept:,} of {cost.macs:,} ({cost.macs_kept / max(cost.macs, 1):.2%}); "
+                "a count: masked weights alone save no time",
             ),
             (
                 "layers",

@@ -1,0 +1,73 @@
+"""Run by `test_ddp.py` in two processes: prune by every criterion, train three steps, save what each rank got."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from conftest import TinyModule, tiny_data, tiny_loader
+from criteria_list import criteria
+
+import pl_prune as plp
+
+SAMPLES = plp.Samples(total=21, batch_size=4)
+
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def module() -> TinyModule:
+    torch.manual_seed(0)
+    return TinyModule()
+
+
+def share(rank: int, size: int) -> list:
+    """Uneven shares, cut unevenly."""
+    x, y = tiny_data().tensors
+    mine = SAMPLES.indices(tiny_data())[rank::size]
+    return [(x[part], y[part]) for part in (mine[:3], mine[3:])]
+
+
+def prune(criterion: plp.Criterion, devices: int, folder: Path) -> tuple[TinyModule, Trainer, plp.PruneAtInit]:
+    pruner = plp.PruneAtInit(criterion, 0.7, plp.ERK(), samples=SAMPLES)
+    trainer = Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[pruner],
+    )
+    net = module()
+    trainer.fit(net, tiny_loader(), tiny_loader(16))
+    return net, trainer, pruner
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    result = {}
+    for criterion in criteria():
+        net, trainer, pruner = prune(criterion, 2, out)
+        rank = trainer.global_rank
+        result[type(criterion).__name__] = {
+            "masks": pruner.masks.state_dict(),
+            "zeros": {name: net.get_parameter(name).detach() == 0 for name in pruner.masks},
+            "scores": plp.score(module(), criterion, share(rank, 2), loss),
+        }
+    failing = [(torch.full((2, 1, 8, 8), float("nan")), torch.zeros(2, dtype=torch.long))] if rank else share(rank, 2)
+    try:
+        plp.score(module(), plp.SNIP(), failing, loss)
+    except plp.PruneError as error:
+        result["error"] = str(error)
+    torch.save(result, out / f"rank{rank}.pt")

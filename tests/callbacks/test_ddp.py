@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ddp_job import loss, module, prune, share
+from criteria_list import criteria
+
+import pl_prune as plp
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    job = Path(__file__).with_name("ddp_job.py")
+    env = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, job, folder], env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("criterion", criteria(), ids=lambda c: type(c).__name__)
+def test_two_processes_are_one(ranks, criterion, tmp_path):
+    name = type(criterion).__name__
+    _, _, alone = prune(criterion, 1, tmp_path)
+    scores = plp.score(module(), criterion, share(0, 1), loss)
+    assert sum(len(batch[1]) for batch in share(0, 2)) == 11
+    for rank in ranks:
+        masks = plp.MaskSet.from_state_dict(rank[name]["masks"])
+        assert masks == alone.masks
+        for parameter, score in scores.items():
+            torch.testing.assert_close(rank[name]["scores"][parameter], score, rtol=1e-6, atol=1e-6 * float(score.abs().max()))
+            assert torch.equal(rank[name]["zeros"][parameter], ~masks[parameter])
+
+
+def test_a_failure_on_one_rank_is_an_error_on_both(ranks):
+    assert "finite loss; found nan" in ranks[1]["error"]
+    assert "rank 1 failed" in ranks[0]["error"]
+    assert "finite loss; found nan" in ranks[0]["error"]

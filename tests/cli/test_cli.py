@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pl_prune.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if "sweeps" not in p.parts)
+QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pl-prune"])
+
+
+def run(*argv: str) -> int:
+    return main(argv)
+
+
+def test_every_recipe_is_found():
+    assert [p.relative_to(ROOT).as_posix() for p in RECIPES] == ["recipes/quickstart.yaml"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_print_config_parses_to_itself(recipe, capsys, tmp_path):
+    def printed(*configs):
+        with pytest.raises(SystemExit, match="0"):
+            run("fit", *[f"--config={c}" for c in configs], "--print_config")
+        return capsys.readouterr().out
+
+    first = printed(recipe)
+    (tmp_path / "resolved.yaml").write_text(first)
+    assert yaml.safe_load(printed(tmp_path / "resolved.yaml")) == yaml.safe_load(first)
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory", "ignore:Checkpoint directory")
+def test_fit_twice_and_compare(capsys):
+    arguments = ["--config", QUICKSTART, "--trainer.max_epochs=1", *QUIET]
+    for _ in range(2):
+        assert run("fit", *arguments) == 0
+    assert run("fit", *arguments, "--prune=Dense", "--trainer.logger.init_args.version=dense") == 0
+    capsys.readouterr()
+    assert run("compare", "runs/quickstart/snip", "runs/quickstart/dense") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[2:]] == ["0.9000", "0.0000"]
+    saved = yaml.safe_load(Path("runs/quickstart/snip/config.yaml").read_text())
+    assert saved["prune"]["init_args"]["sparsity"] == 0.9
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_checkpoint_resumes_validates_tests_and_predicts():
+    arguments = ["--config", QUICKSTART, *QUIET]
+    run("fit", *arguments, "--trainer.max_epochs=1", "--trainer.logger.init_args.version=one")
+    arguments.append("--trainer.logger.init_args.version=two")
+    checkpoint = "runs/quickstart/one/checkpoints/last.ckpt"
+    masks = torch.load(checkpoint, weights_only=True)["callbacks"]["PruneAtInit"]["masks"]["bits"]
+    for command in ("validate", "test", "predict"):
+        assert run(command, *arguments, f"--ckpt_path={checkpoint}") == 0
+    run("fit", *arguments, "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}")
+    resumed = torch.load("runs/quickstart/two/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["epoch"] == 1
+    for name, bits in resumed["callbacks"]["PruneAtInit"]["masks"]["bits"].items():
+        assert torch.equal(bits, masks[name])
+
+
+def test_inspect_prints_the_report_and_trains_nothing(capsys):
+    assert run("inspect", "--config", QUICKSTART, *QUIET, "--prune.sparsity=0.95", "--prune.criterion=GradNorm") == 0
+    out = capsys.readouterr().out
+    assert "GradNorm() at sparsity 0.95" in out
+    assert "4,622 of 92,448 kept" in out
+    assert "path input to output" in out
+    assert list(Path().iterdir()) == []
+
+
+def test_overrides_reach_nested_settings():
+    run(
+        "fit", "--config", QUICKSTART, *QUIET, "--trainer.max_epochs=1", "--prune.allocation=ERK",
+        "--prune.allocation.min_keep_rows=1", "--prune.select.exclude=[network.features.0]", "--prune.samples.per_class=2",
+        "--prune.on_layer_collapse=raise",
+    )  # fmt: skip
+    report = json.loads(Path("runs/quickstart/snip/report.json").read_text())
+    assert report["method"] == "SNIP() at sparsity 0.9, ERK(min_keep_rows=1)"
+    assert [layer["name"] for layer in report["layers"]] == ["network.features.3.weight", "network.features.6.weight"]
+    assert all(layer["empty_rows"] == 0 for layer in report["layers"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["frob"], "expected a command, found 'frob'"),
+        (["fit", "--config", QUICKSTART, "--prune.sparsity=1.5"], "sparsity in [0, 1)"),
+        (["fit", "--config", QUICKSTART, "--prune.spersity=0.5"], "spersity"),
+        (["fit", "--config", QUICKSTART, "--prune.criterion=Snap"], "Snap"),
+        (["fit", "--config", QUICKSTART, "--prune.select.include=[network.fetures.0]"], "network.features.0"),
+        (["inspect", "--config", QUICKSTART, "--prune=Dense"], "prunes at the start of the fit"),
+        (["compare", "nowhere"], "nowhere/report.json"),
+    ],
+    ids=lambda v: v[-1] if isinstance(v, list) else "",
+)
+def test_bad_input_ends_in_a_message_and_status_two(arguments, said, capfd):
+    try:
+        status = run(*arguments, *(QUIET if arguments[0] in ("fit", "inspect") else []))
+    except SystemExit as exit_:
+        status = exit_.code
+    assert status == 2
+    assert said in capfd.readouterr().err
+
+
+def test_help_answers_without_torch():
+    code = "import sys, pl_prune.__main__ as m; m.main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "inspect" in done.stdout
