@@ -60,7 +60,10 @@ def flat_topk(scores: dict[str, Tensor]) -> object:
     flat = flatten(scores)
     keep = torch.zeros_like(flat, dtype=torch.bool)
     keep[torch.topk(flat, flat.numel() // 20, sorted=False).indices] = True
-    return [part.clone().view(s.shape) for part, s in zip(keep.split([s.numel() for s in scores.values()]), scores.values(), strict=True)]
+    return [
+        part.clone().view(s.shape)
+        for part, s in zip(keep.split([s.numel() for s in scores.values()]), scores.values(), strict=True)
+    ]
 
 
 def peak(selection: str, device: str) -> int:
@@ -83,7 +86,9 @@ def main() -> None:
     allocation = pl_prune.Global()
 
     size = sum(torch.Size(shape).numel() for shape in resnet50_shapes())
-    print(f"{size:,} scores in {len(resnet50_shapes())} tensors on {options.device}, {options.repeats} interleaved rounds\n")
+    print(
+        f"{size:,} scores in {len(resnet50_shapes())} tensors on {options.device}, {options.repeats} interleaved rounds\n"
+    )
     for kind in KINDS:
         scores = make_scores(kind, options.device)
         flat = flatten(scores)
@@ -99,7 +104,13 @@ def main() -> None:
         )
         ratio(times, "one selection", "one topk", "0.7", f"scores {kind}: one selection / one topk")
         ratio(times, "ten nested masks", "one topk", "5", f"scores {kind}: ten nested masks / one topk")
-        ratio(times, "one selection", "flatten, topk, scatter, split", "", f"scores {kind}: one selection / usual code with topk")
+        ratio(
+            times,
+            "one selection",
+            "flatten, topk, scatter, split",
+            "",
+            f"scores {kind}: one selection / usual code with topk",
+        )
         check(kind, scores, options.device)
         del scores, flat
 

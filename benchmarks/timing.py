@@ -37,13 +37,14 @@ def now(device: str = "cpu") -> float:
 
 
 def ratio(times: Times, ours: str, peer: str, limit: str, what: str | None = None) -> None:
-    """Print median over median, and the ratios of the single rounds, whose spread is the noise of the machine."""
+    """Print median over median; beside it the ratios of single rounds, whose spread is the noise, and of the best times."""
     rounds = sorted(a / b for a, b in zip(times[ours], times[peer], strict=True))
     line(
         what or f"{ours} / {peer}",
         f"{median(times[ours]) / median(times[peer]):.3f}",
         limit,
-        f"rounds {rounds[0]:.3f} .. {rounds[-1]:.3f}; {seconds(times[ours])} / {seconds(times[peer])}",
+        f"rounds {rounds[0]:.3f} .. {rounds[-1]:.3f}, best {min(times[ours]) / min(times[peer]):.3f}; "
+        f"{seconds(times[ours])} / {seconds(times[peer])}",
     )
 
 
@@ -52,7 +53,7 @@ def seconds(values: list[float]) -> str:
 
 
 def line(what: str, value: str, limit: str = "", note: str = "") -> None:
-    print(f"{what:<62} {value:>9}   {'limit ' + limit if limit else '':<11} {note}".rstrip(), flush=True)
+    print(f"{what:<62} {value:>9}   {'limit ' + limit if limit else '':<13} {note}".rstrip(), flush=True)
 
 
 def in_fresh_process(function: Callable[..., int], *args: object) -> int:

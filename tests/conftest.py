@@ -67,7 +67,9 @@ def tiny_loader(n: int = 64, batch_size: int = 16) -> DataLoader:
 def fit(tmp_path: Any) -> Callable[..., tuple[TinyModule, Trainer]]:
     """Fit a module under callbacks and return it with its trainer."""
 
-    def run(*callbacks: Any, module: LightningModule | None = None, ckpt_path: Any = None, seed: int = 3, **trainer: Any):
+    def run(
+        *callbacks: Any, module: LightningModule | None = None, ckpt_path: Any = None, seed: int = 3, **trainer: Any
+    ):
         seed_everything(seed, verbose=False)
         module = module or TinyModule()
         settings: dict[str, Any] = {

@@ -14,7 +14,7 @@ def bits(tensor: Tensor | None) -> Any:
     """Return a tensor's dtype, shape and bytes: unlike `==`, it tells 0.0 from -0.0 and finds NaN equal to itself."""
     if tensor is None:
         return None
-    return tensor.dtype, tuple(tensor.shape), tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.dtype, tuple(tensor.shape), tensor.detach().flatten().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def test_files_stay_small():
 
 def test_importing_the_package_imports_neither_torch_nor_lightning():
     code = "import sys, pl_prune; print([m for m in ('torch', 'lightning') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_every_public_name_resolves_and_is_documented():

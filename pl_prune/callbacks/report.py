@@ -29,7 +29,8 @@ class SparsityReport(Callback):
     pruning callback the dense network is reported.
 
     Args:
-        folder: Where `report.json` goes; None: the logger's folder, else the trainer's root folder.
+        folder: Where `report.json` goes; None: the run's folder (`save_dir/name/version` of the logger), else the trainer's
+            root folder.
         select: Which parameters to list when nothing prunes.
     """
 
@@ -62,12 +63,21 @@ class SparsityReport(Callback):
             pl_module: The module.
         """
         report = make_report(trainer, pl_module, self.select)
-        folder = Path(trainer.strategy.broadcast(self.folder or trainer.log_dir or trainer.default_root_dir))
         if trainer.is_global_zero:
+            folder = Path(self.folder) if self.folder else _run_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / "report.json.part"
             part.write_text(json.dumps(report.to_dict(), indent=1))
             part.replace(folder / "report.json")
+
+
+def _run_folder(trainer: Trainer) -> Path:
+    """The run's own folder, by the rule by which `ModelCheckpoint` finds it; loggers' `log_dir` may be shared by runs."""
+    logger = trainer.logger
+    if logger is None:
+        return Path(trainer.default_root_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 
 
 def make_report(trainer: Trainer, pl_module: LightningModule, select: Select) -> PruningReport:

@@ -53,7 +53,7 @@ class Digits(LightningDataModule):
         Returns:
             A loader of (images, labels).
         """
-        return DataLoader(self.train_set, self.batch_size, sampler=EpochShuffle(self.train_set, self.seed))
+        return DataLoader(self.train_set, batch_size=self.batch_size, sampler=EpochShuffle(self.train_set, self.seed))
 
     def val_dataloader(self) -> DataLoader:
         """Return validation batches.
@@ -61,7 +61,7 @@ class Digits(LightningDataModule):
         Returns:
             A loader of (images, labels).
         """
-        return DataLoader(self.val_set, 180)
+        return DataLoader(self.val_set, batch_size=180)
 
     def test_dataloader(self) -> DataLoader:
         """Return test batches.
@@ -69,7 +69,7 @@ class Digits(LightningDataModule):
         Returns:
             A loader of (images, labels).
         """
-        return DataLoader(self.test_set, 360)
+        return DataLoader(self.test_set, batch_size=360)
 
     def predict_dataloader(self) -> DataLoader:
         """Return the test batches, for prediction.
@@ -85,4 +85,4 @@ class Digits(LightningDataModule):
         Returns:
             A loader of (images, labels).
         """
-        return DataLoader(self.train_set, self.batch_size)
+        return DataLoader(self.train_set, batch_size=self.batch_size)

@@ -20,7 +20,9 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
     job = Path(__file__).with_name("ddp_job.py")
     env = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, job, folder], env=env, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, job, folder], env=env, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -35,7 +37,9 @@ def test_two_processes_are_one(ranks, criterion, tmp_path):
         masks = plp.MaskSet.from_state_dict(rank[name]["masks"])
         assert masks == alone.masks
         for parameter, score in scores.items():
-            torch.testing.assert_close(rank[name]["scores"][parameter], score, rtol=1e-6, atol=1e-6 * float(score.abs().max()))
+            torch.testing.assert_close(
+                rank[name]["scores"][parameter], score, rtol=1e-6, atol=1e-6 * float(score.abs().max())
+            )
             assert torch.equal(rank[name]["zeros"][parameter], ~masks[parameter])
 
 

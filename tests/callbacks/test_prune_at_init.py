@@ -126,7 +126,9 @@ def test_clipping_sees_masked_gradients(fit):
     class Norms(Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             masks = pruner.masks
-            norms.append(sum(float(p.grad[~masks[n]].abs().sum()) for n, p in pl_module.named_parameters() if n in masks))
+            norms.append(
+                sum(float(p.grad[~masks[n]].abs().sum()) for n, p in pl_module.named_parameters() if n in masks)
+            )
 
     pruner = plp.PruneAtInit()
     fit(pruner, Norms())
@@ -181,7 +183,9 @@ def test_resume_after_a_crash_at_an_epochs_end_is_bit_identical(fit, tmp_path, s
     straight, _ = fit(whole, module=NoDropout(), max_epochs=3)
     saver = {"enable_checkpointing": True, "max_epochs": 3}
     with pytest.raises(RuntimeError, match="power cut"):
-        fit(plp.PruneAtInit(), Crash(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1), module=NoDropout(), **saver)
+        fit(
+            plp.PruneAtInit(), Crash(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1), module=NoDropout(), **saver
+        )
     resumed = plp.PruneAtInit()
     module, _ = fit(resumed, module=NoDropout(), ckpt_path=tmp_path / f"epoch={stop_epoch}.ckpt", seed=99, max_epochs=3)
     assert resumed.masks == whole.masks
@@ -284,7 +288,9 @@ def test_two_callbacks_on_one_parameter_are_refused_and_parted_ones_are_not(fit)
     assert set(two.masks) == {"net.3.weight", "net.6.weight"}
 
 
-@pytest.mark.parametrize("averaging", [EMAWeightAveraging(), StochasticWeightAveraging(1e-2)], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "averaging", [EMAWeightAveraging(), StochasticWeightAveraging(1e-2)], ids=lambda c: type(c).__name__
+)
 def test_weight_averaging_is_refused_rather_than_silently_dense(fit, averaging):
     with pytest.raises(plp.PruneError, match=type(averaging).__name__):
         fit(plp.PruneAtInit(), averaging)

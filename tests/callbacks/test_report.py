@@ -24,7 +24,9 @@ def test_report_file_counts_what_the_masks_keep_and_the_weights_show(fit, tmp_pa
     by_hand = 8 * 9 * 64 + 8 * 8 * 9 * 9 + 72 * 16 + 16 * 4
     assert report["cost"]["macs"] == by_hand
     kept = {layer["name"]: layer["kept"] for layer in report["layers"]}
-    assert report["cost"]["macs_kept"] == kept["net.0.weight"] * 64 + kept["net.3.weight"] * 9 + kept["net.6.weight"] + 64
+    assert (
+        report["cost"]["macs_kept"] == kept["net.0.weight"] * 64 + kept["net.3.weight"] * 9 + kept["net.6.weight"] + 64
+    )
     assert report["path"] is True
     assert set(report["metrics"]) == {"loss", "val/loss"}
 

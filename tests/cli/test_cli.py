@@ -12,7 +12,9 @@ import yaml
 from pl_prune.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if "sweeps" not in p.parts)
+FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
+OVERLAYS, SWEEPS = ([p for p in FILES if p.parent.name == kind] for kind in ("loggers", "sweeps"))
+RECIPES = [p for p in FILES if p not in OVERLAYS + SWEEPS]
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
@@ -29,6 +31,30 @@ def run(*argv: str) -> int:
 
 def test_every_recipe_is_found():
     assert [p.relative_to(ROOT).as_posix() for p in RECIPES] == ["recipes/quickstart.yaml"]
+    assert (len(OVERLAYS), len(SWEEPS)) == (1, 1)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.stem)
+def test_an_overlay_parses_on_every_recipe(overlay, capsys):
+    for recipe in RECIPES:
+        with pytest.raises(SystemExit, match="0"):
+            run("fit", f"--config={recipe}", f"--config={overlay}", "--print_config")
+        assert yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]["init_args"]["version"] is None
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda p: p.stem)
+def test_a_sweeps_parameters_reach_the_run(sweep, capsys, tmp_path):
+    config = yaml.safe_load(sweep.read_text())
+    picked = {name: parameter["values"][-1] for name, parameter in config["parameters"].items()}
+    (tmp_path / "args.json").write_text(json.dumps(picked))
+    command = [str(tmp_path / "args.json") if word == "${args_json_file}" else word for word in config["command"]]
+    words = [str(ROOT / word) if word.startswith("recipes/") else word for word in command[command.index("fit") :]]
+    with pytest.raises(SystemExit, match="0"):
+        run(*words, "--print_config")
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert resolved["prune"]["init_args"]["sparsity"] == picked["prune.sparsity"]
+    assert resolved["prune"]["init_args"]["criterion"]["class_path"].endswith(picked["prune.criterion"])
+    assert resolved["seed_everything"] == picked["seed_everything"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
@@ -57,7 +83,7 @@ def test_fit_twice_and_compare(capsys):
     assert saved["prune"]["init_args"]["sparsity"] == 0.9
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Experiment logs directory")
 def test_a_checkpoint_resumes_validates_tests_and_predicts():
     arguments = ["--config", QUICKSTART, *QUIET]
     run("fit", *arguments, "--trainer.max_epochs=1", "--trainer.logger.init_args.version=one")
