@@ -1,6 +1,7 @@
 """What `import pl_prune` and `python -m pl_prune --help` cost, in fresh interpreters, interleaved.
 
-* `import pl_prune` beside `import lightning.pytorch`: limit 0.15 s more, the first use of a callback included;
+* `import pl_prune` after `import lightning.pytorch`: limit 0.15 s more, the first use of a callback included. The
+  difference of two processes is of the size of a busy machine's noise; the same is therefore timed inside one, too;
 * `python -m pl_prune --help`: limit 1.5 s of wall time, and neither torch nor lightning is imported.
 
     python benchmarks/startup.py [--repeats 7]
@@ -17,53 +18,48 @@ from timing import interleaved, line, seconds
 
 LIGHTNING = "import lightning.pytorch"
 OURS = "import lightning.pytorch, pl_prune"
+CALLBACK = "import lightning.pytorch, pl_prune; pl_prune.PruneAtInit"
+HELP = "python -m pl_prune --help"
+INSIDE = f"{LIGHTNING}; import time; t = time.perf_counter(); import pl_prune; {{}}; print(time.perf_counter() - t)"
 
 
-def run(*arguments: str) -> str:
-    """Run the interpreter to its end and return what it wrote to stderr."""
-    return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True).stderr
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
+
+
+def inside(use: str, repeats: int) -> list[float]:
+    return [float(python("-c", INSIDE.format(use)).stdout) for _ in range(repeats)]
+
+
+def show(what: str, value: float, rounds: list[float], limit: str = "") -> None:
+    line(what, seconds([value]), limit, f"rounds {seconds([min(rounds)])} .. {seconds([max(rounds)])}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
-
-    times = interleaved(
-        {
-            "nothing": lambda: run("-c", ""),
-            "import pl_prune": lambda: run("-c", "import pl_prune"),
-            "python -m pl_prune --help": lambda: run("-m", "pl_prune", "--help"),
-            LIGHTNING: lambda: run("-c", LIGHTNING),
-            OURS: lambda: run("-c", OURS),
-            f"{OURS}; pl_prune.PruneAtInit": lambda: run("-c", f"{OURS}; pl_prune.PruneAtInit"),
-        },
-        options.repeats,
-    )
-    base, plain = times[LIGHTNING], times["nothing"]
     print(f"Python {sys.version.split()[0]}, medians of {options.repeats} fresh interpreters\n")
-    line(LIGHTNING, seconds(base), note=_range(base))
-    for statement in (OURS, f"{OURS}; pl_prune.PruneAtInit"):
-        more = [ours - theirs for ours, theirs in zip(times[statement], base, strict=True)]
-        line(f"more for {statement}", f"{median(times[statement]) - median(base):+.3f} s", "0.15 s", _range(more))
-    line(
-        "more for import pl_prune alone, over an empty program",
-        f"{median(times['import pl_prune']) - median(plain):+.3f} s",
-        "0.15 s",
-    )
-    wall = times["python -m pl_prune --help"]
-    line("python -m pl_prune --help", seconds(wall), "1.5 s", _range(wall))
 
-    imported = {
-        text.rpartition("|")[2].strip().partition(".")[0]
-        for text in run("-X", "importtime", "-m", "pl_prune", "--help").splitlines()
-    }
-    heavy = sorted(imported & {"torch", "lightning", "numpy"})
-    line("imported by it, of torch, lightning and numpy", ", ".join(heavy) or "none", "none")
+    programs = {statement: ("-c", statement) for statement in ("pass", "import pl_prune", LIGHTNING, OURS, CALLBACK)}
+    programs[HELP] = ("-m", "pl_prune", "--help")
+    times = interleaved({name: lambda p=program: python(*p) for name, program in programs.items()}, options.repeats)
+    for more, base, limit in (
+        ("import pl_prune", "pass", "0.15 s"),
+        (OURS, LIGHTNING, "0.15 s"),
+        (CALLBACK, LIGHTNING, ""),
+    ):
+        show(base, median(times[base]), times[base])
+        difference = [a - b for a, b in zip(times[more], times[base], strict=True)]
+        show(f"  {more}: more than that", median(times[more]) - median(times[base]), difference, limit)
+    for use in ("pass", "pl_prune.PruneAtInit"):
+        rounds = inside(use, options.repeats)
+        show(f"inside one process: import pl_prune; {use}", median(rounds), rounds, "0.15 s")
+    show(HELP, median(times[HELP]), times[HELP], "1.5 s")
 
-
-def _range(values: list[float]) -> str:
-    return f"rounds {min(values):.3f} .. {max(values):.3f} s"
+    trace = python("-X", "importtime", *programs[HELP]).stderr.splitlines()
+    modules = {text.rpartition("|")[2].strip().partition(".")[0] for text in trace}
+    line("imported by it, of torch and lightning", ", ".join(modules & {"torch", "lightning"}) or "none", "none")
 
 
 if __name__ == "__main__":

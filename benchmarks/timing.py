@@ -53,7 +53,7 @@ def seconds(values: list[float]) -> str:
 
 
 def line(what: str, value: str, limit: str = "", note: str = "") -> None:
-    print(f"{what:<62} {value:>9}   {'limit ' + limit if limit else '':<13} {note}".rstrip(), flush=True)
+    print(f"{what:<66} {value:>9}   {'limit ' + limit if limit else '':<13} {note}".rstrip(), flush=True)
 
 
 def in_fresh_process(function: Callable[..., int], *args: object) -> int:

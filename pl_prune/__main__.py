@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, or 2 after a usage error.
+
+    Raises:
+        ValueError: If something other than the user's input is wrong.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):

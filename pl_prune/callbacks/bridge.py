@@ -61,20 +61,19 @@ class Bridge:
         with self.quiet():
             batches = self._read(loader, self.samples) if criterion.needs_data else []
             if batches:
-                self._example = batches[0]
                 share = " on this rank" if sync.rank_and_size()[1] > 1 else ""
                 self.source = f"{sum(map(batch_size, batches))} samples{share} of {self._from}"
             return run_criterion(criterion, Probe(self.pl_module, self.prunable(), self.loss, batches, self._track))
 
     def example(self) -> Any:
-        """Return one batch on the module's device, read inside `quiet`.
+        """Return a small batch on the module's device, to see how the network runs; read inside `quiet`.
 
         Returns:
-            The first scoring batch, or a batch of one sample.
+            Two samples, or the first batch of an iterable data set.
         """
         if self._example is None:
-            size = sync.rank_and_size()[1]
-            self._example = self._read(self.find_loader(), replace(self.samples, total=size))[0]
+            two_each = replace(self.samples, total=2 * sync.rank_and_size()[1])
+            self._example = self._read(self.find_loader(), two_each)[0]
         return self._example
 
     def prunable(self) -> Params:
@@ -99,8 +98,9 @@ class Bridge:
             PruneError: If the step returns no loss.
         """
         step = self._step()
-        arguments = inspect.signature(step).parameters
-        output = step(batch, 0) if len(arguments) > 1 else step(batch)
+        arguments = inspect.signature(step).parameters.values()
+        takes_index = len(arguments) > 1 or any(a.kind is a.VAR_POSITIONAL for a in arguments)
+        output = step(batch, 0) if takes_index else step(batch)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if loss is None:
             raise PruneError(

@@ -76,6 +76,12 @@ class PruneAtInit(PruningCallback):
             PruneError: If scoring fails, or a layer collapses under `on_layer_collapse="raise"`.
         """
         scores = bridge.score(self.criterion)
+        if blind := [name for name, score in scores.items() if not score.any()]:
+            rank_zero_warn(
+                f"{self.method}: every score is zero in {len(blind)} of {len(scores)} layers ({', '.join(blind[:5])}), "
+                "so ties decide there. "
+                "Look for a zero-initialised head, branch or norm scale, or for units that no sample activates."
+            )
         masks = self._allocate(self.allocation, scores)
         problem = self._collapse(bridge, masks)
         if problem and self.on_layer_collapse == "repair":

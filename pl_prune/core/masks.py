@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -135,6 +135,19 @@ class MaskSet(Mapping[str, Tensor]):
             grad = params[name].grad
             if grad is not None:
                 grad.masked_fill_(pruned.to(grad.device), 0)
+
+    def subset(self, names: Iterable[str]) -> MaskSet:
+        """Return the masks of some parameters; they share memory with these.
+
+        Args:
+            names: Which ones.
+
+        Returns:
+            Masks of those parameters.
+        """
+        part = MaskSet({})
+        part._pruned = {name: self._pruned[name] for name in names}
+        return part
 
     def intersect(self, other: MaskSet) -> MaskSet:
         """Keep what both keep; a parameter that only one of them masks keeps that mask.

@@ -88,8 +88,13 @@ class Samples:
             Batches as the loader's `collate_fn` makes them; without padding, so a rank may have none.
 
         Raises:
-            PruneError: If an iterable data set meets `total=None`.
+            PruneError: If an iterable data set meets `total=None`, or the data set makes its batches itself.
         """
+        if loader.batch_sampler is None and not isinstance(loader.dataset, IterableDataset):
+            raise PruneError(
+                "Expected a DataLoader that makes batches of samples; found one with batch_size=None, whose data set makes them. "
+                "Define `scoring_dataloader()` over single samples."
+            )
         rank, size = sync.rank_and_size()
         common: dict[str, Any] = {
             "collate_fn": loader.collate_fn,

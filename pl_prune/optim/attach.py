@@ -71,7 +71,7 @@ class Enforcement:
         self.zero_weights()
 
     def _gradient_hook(self, name: str) -> Any:
-        one = MaskSet({name: self.masks[name]})
+        one = self.masks.subset([name])
 
         def hook(param: nn.Parameter) -> None:
             one.mask_grads_({name: param})

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ddp_job import loss, module, prune, share
 from criteria_list import criteria
+from ddp_job import loss, module, prune, share
 
 import pl_prune as plp
 

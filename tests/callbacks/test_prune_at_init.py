@@ -41,7 +41,16 @@ class ZerosAfterEveryStep(Callback):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
-    "settings", [{}, {"gradient_clip_val": 0.1}, {"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}], ids=str
+    "settings",
+    [
+        {},
+        {"gradient_clip_val": 0.1},
+        {"accumulate_grad_batches": 3},
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-true"},
+        {"precision": "64-true"},
+    ],
+    ids=str,
 )
 def test_zeros_hold_after_every_step_at_the_exact_sparsity(fit, optimizer, settings):
     pruner = plp.PruneAtInit(sparsity=0.8)
@@ -334,7 +343,7 @@ def test_data_without_labels_or_length_is_named(fit):
         return Own()
 
     images = [x for x, _ in tiny_data()]
-    with pytest.raises(plp.PruneError, match="samples.total"):
+    with pytest.raises(plp.PruneError, match=r"samples\.total"):
         fit(plp.PruneAtInit(), module=loaders(images))
     with pytest.raises(plp.PruneError, match="IterableDataset"):
         fit(plp.PruneAtInit(), module=loaders(Stream()))
@@ -375,3 +384,27 @@ def test_validate_and_test_with_a_checkpoint_keep_the_zeros(fit, tmp_path):
     _, trainer = fit(max_epochs=0)
     trainer.validate(module, tiny_loader(16), ckpt_path=path, verbose=False)
     assert (module.net[6].weight == 0).float().mean() > 0.5
+
+
+def test_layers_whose_scores_are_all_zero_are_named(fit):
+    class ZeroHead(TinyModule):
+        def __init__(self):
+            super().__init__()
+            nn.init.zeros_(self.net[9].weight)
+
+    with pytest.warns(UserWarning, match=r"every score is zero in 3 of 3 layers \(net.0.weight, net.3.weight"):
+        fit(plp.PruneAtInit(on_layer_collapse="repair"), module=ZeroHead(), max_epochs=1)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_progress_bar_waits_for_a_second(fit, monkeypatch, shown):
+    bars = []
+
+    def bar(items, **settings):
+        bars.append(settings)
+        return items
+
+    monkeypatch.setattr("pl_prune.callbacks.bridge.tqdm", bar)
+    fit(plp.PruneAtInit(), enable_progress_bar=shown, max_epochs=1)
+    assert {"pl_prune: gradients", "pl_prune: scoring samples"} <= {b["desc"] for b in bars}
+    assert all(b["delay"] == 1.0 and b["disable"] is not shown for b in bars)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from fingerprint import fingerprint
+from refusal import expect_refusal
+from torch import nn
+
+import pl_prune as plp
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(n, 4, generator=generator), torch.arange(n) % 3) for n in (4, 2)]
+
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+@dataclass(frozen=True)
+class Renamed(plp.Criterion):
+    name: str = "0.weight"
+    shape: tuple[int, ...] = (5, 4)
+    value: float = 1.0
+
+    def __call__(self, probe):
+        return {self.name: torch.full(self.shape, self.value)}
+
+
+def test_a_criterion_of_the_users_own():
+    scores = plp.score(network(), Renamed(), batches(), loss)
+    assert {name: s.tolist() for name, s in scores.items()} == {"0.weight": [[1.0] * 4] * 5}
+
+
+@pytest.mark.parametrize(
+    ("criterion", "parts"),
+    [
+        (
+            Renamed("1.weight"),
+            ("Renamed to score every prunable parameter", "('1.weight', (5, 4))", "('0.weight', (5, 4))"),
+        ),
+        (Renamed(shape=(4, 5)), ("Renamed to score", "('0.weight', (4, 5))", "bug of the criterion")),
+        (Renamed(value=torch.nan), ("finite scores", "NaN or infinity in 0.weight")),
+    ],
+    ids=["name", "shape", "nan"],
+)
+def test_a_criterion_that_breaks_its_contract(criterion, parts):
+    model = network()
+    before = fingerprint(model)
+    with expect_refusal(*parts):
+        plp.score(model, criterion, batches(), loss)
+    assert fingerprint(model) == before
+
+
+def test_any_iterable_of_batches():
+    listed = plp.score(network(), plp.SNIP(), batches(), loss)
+    streamed = plp.score(network(), plp.SNIP(), iter(batches()), loss)
+    assert torch.equal(listed["0.weight"], streamed["0.weight"])
+
+
+def test_the_model_is_scored_in_evaluation_mode():
+    train, evaluation = network().train(), network().eval()
+    scores = [plp.score(model, plp.GradNorm(), batches(), loss)["0.weight"] for model in (train, evaluation)]
+    assert torch.equal(*scores)
+    assert train.training
+    assert not evaluation.training
+
+
+def test_scores_without_gradients_around():
+    expected = plp.score(network(), plp.SNIP(), batches(), loss)["0.weight"]
+    with torch.no_grad():
+        assert torch.equal(plp.score(network(), plp.SNIP(), batches(), loss)["0.weight"], expected)
+
+
+def test_the_output_layer_is_the_last_one_that_the_loss_runs():
+    model = nn.ModuleDict({"head": nn.Linear(5, 3), "body": nn.Linear(4, 5)})
+
+    def run(m, b):
+        return nn.functional.cross_entropy(m["head"](m["body"](b[0])), b[1])
+
+    assert list(plp.score(model, plp.SNIP(), batches(), run)) == ["body.weight"]
+    assert list(plp.score(model, plp.Magnitude(), batches(), run)) == ["body.weight"]
+    assert list(plp.score(model, plp.Magnitude())) == ["head.weight"]
+
+
+def test_a_selection_is_passed_on():
+    select = plp.Select(include=["3"], output_layer=True)
+    assert list(plp.score(network(), plp.SNIP(), batches(), loss, select)) == ["3.weight"]
+
+
+@pytest.mark.parametrize(
+    ("given", "loss_fn", "found"),
+    [(None, loss, "0 batches"), ([], loss, "0 batches"), (batches(), None, "2 batches and loss_fn=None")],
+    ids=["none", "empty", "no loss"],
+)
+def test_missing_data(given, loss_fn, found):
+    with expect_refusal("batches and a loss function, which SNIP needs", found, "Pass both"):
+        plp.score(network(), plp.SNIP(), given, loss_fn)
+
+
+def test_weights_that_are_not_finite():
+    model = network()
+    with torch.no_grad():
+        model[0].weight[1, 2] = torch.inf
+    with expect_refusal("finite scores", "0.weight", "weights that are not finite"):
+        plp.score(model, plp.Magnitude())
