@@ -6,18 +6,17 @@
   the step, since the difference of the steps is of the size of a busy machine's noise;
 * bytes of mask in memory per selected parameter: limit 1; bits per selected parameter in a checkpoint: about 1.
 
-    python benchmarks/enforcement.py [--device cuda] [--batch 128] [--repeats 5]
+    python benchmarks/enforcement.py [--device cuda] [--batch 128] [--repeats 5] [--cpu-time]
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import io
 from collections.abc import Callable
 
 import torch
-from timing import interleaved, line, now, ratio
+from timing import interleaved, line, now, parse, ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -116,19 +115,14 @@ def mask_bytes() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-
+    options = parse(__doc__, repeats=5, batch=128)
     dense, ours, timed, peer = (Training(options.device, options.batch) for _ in range(4))
     before = mask_bytes()
     masks = pl_prune.Global()(pl_prune.score(dense.model, pl_prune.Magnitude()), SPARSITY)
     selected = sum(total for _, total in masks.counts().values())
     print(
         f"ResNet-18, {sum(p.numel() for p in dense.model.parameters()):,} parameters, {selected:,} selected, "
-        f"sparsity {SPARSITY}; batch {options.batch} on {options.device}, {options.repeats} interleaved rounds\n"
+        f"sparsity {SPARSITY}; batch {options.batch}\n"
     )
 
     line("bytes per selected parameter: MaskSet", f"{(mask_bytes() - before) / selected:.3f}", "1")
@@ -152,7 +146,7 @@ def main() -> None:
 
     times = interleaved(
         {
-            "dense step": dense.step,
+            "dense": dense.step,
             "attach_masks": ours.step,
             "timed": timed_step,
             "torch.nn.utils.prune": peer.step,
@@ -163,8 +157,8 @@ def main() -> None:
     times["inside"] = inside[1:]
     ratio(times, "inside", "timed", "0.01", "time inside the enforcement / whole step")
     ratio(times, "attach_masks", "torch.nn.utils.prune", "below 1", "step: attach_masks / torch.nn.utils.prune")
-    ratio(times, "attach_masks", "dense step", "", "step: attach_masks / dense")
-    ratio(times, "torch.nn.utils.prune", "dense step", "", "step: torch.nn.utils.prune / dense")
+    ratio(times, "attach_masks", "dense", what="step: attach_masks / dense")
+    ratio(times, "torch.nn.utils.prune", "dense", what="step: torch.nn.utils.prune / dense")
 
     def fill() -> None:
         enforcement.zero_grads()

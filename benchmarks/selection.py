@@ -6,18 +6,17 @@
 
 With `--device cuda` it also checks that CPU and CUDA give the same masks, ties included.
 
-    python benchmarks/selection.py [--device cuda] [--repeats 7]
+    python benchmarks/selection.py [--device cuda] [--repeats 7] [--cpu-time]
 """
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from timing import in_fresh_process, interleaved, line, peak_bytes, ratio
+from timing import in_fresh_process, interleaved, line, parse, peak_bytes, ratio
 from torch import Tensor
 
 import pl_prune
+from pl_prune.core.types import prune_count
 
 SPARSITY = 0.95
 TEN = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99]
@@ -79,10 +78,7 @@ def peak(selection: str, device: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
+    options = parse(__doc__, repeats=7)
     allocation = pl_prune.Global()
 
     size = sum(torch.Size(shape).numel() for shape in resnet50_shapes())
@@ -96,7 +92,7 @@ def main() -> None:
             {
                 "one selection": lambda s=scores: allocation(s, SPARSITY),
                 "one topk": lambda f=flat: topk(f),
-                "flatten, topk, scatter, split": lambda s=scores: flat_topk(s),
+                "usual code": lambda s=scores: flat_topk(s),
                 "ten nested masks": lambda s=scores: [allocation(s, sparsity) for sparsity in TEN],
             },
             options.repeats,
@@ -104,13 +100,7 @@ def main() -> None:
         )
         ratio(times, "one selection", "one topk", "0.7", f"scores {kind}: one selection / one topk")
         ratio(times, "ten nested masks", "one topk", "5", f"scores {kind}: ten nested masks / one topk")
-        ratio(
-            times,
-            "one selection",
-            "flatten, topk, scatter, split",
-            "",
-            f"scores {kind}: one selection / usual code with topk",
-        )
+        ratio(times, "one selection", "usual code", "", f"scores {kind}: one selection / usual code with topk")
         check(kind, scores, options.device)
         del scores, flat
 
@@ -131,7 +121,7 @@ def check(kind: str, scores: dict[str, Tensor], device: str) -> None:
     for sparsity in TEN:
         masks = pl_prune.Global()(scores, sparsity)
         kept = sum(n for n, _ in masks.counts().values())
-        if kept != size - pl_prune.core.types.prune_count(sparsity, size):
+        if kept != size - prune_count(sparsity, size):
             raise SystemExit(f"scores {kind}, sparsity {sparsity}: {kept} of {size} kept")
         if wider is not None and masks.intersect(wider) != masks:
             raise SystemExit(f"scores {kind}, sparsity {sparsity}: not nested")

@@ -1,7 +1,8 @@
-"""What the benchmarks share: interleaved timing, peak memory, and a ratio printed beside its limit."""
+"""What the benchmarks share: options, interleaved timing, peak memory, and a ratio printed beside its limit."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import time
@@ -13,6 +14,31 @@ from statistics import median
 import torch
 
 Times = dict[str, list[float]]
+_clock = time.perf_counter
+
+
+def parse(doc: str, repeats: int, **more: int) -> argparse.Namespace:
+    """Read --device, --repeats, --cpu-time and further integer options, given by their defaults."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time of one thread: for a machine that others use")
+    for name, default in {"repeats": repeats, **more}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    options = parser.parse_args()
+    if options.cpu_time:
+        global _clock
+        _clock = time.process_time
+        torch.set_num_threads(1)
+    clock = f"CPU time of {torch.get_num_threads()}" if options.cpu_time else f"wall time, {torch.get_num_threads()}"
+    print(f"torch {torch.__version__} on {options.device}, {clock} thread(s), {options.repeats} interleaved rounds")
+    return options
+
+
+def now(device: str = "cpu") -> float:
+    """Seconds, once the device has done all it was asked to."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return _clock()
 
 
 def interleaved(functions: dict[str, Callable[[], object]], repeats: int, device: str = "cpu") -> Times:
@@ -22,42 +48,34 @@ def interleaved(functions: dict[str, Callable[[], object]], repeats: int, device
         for name in list(functions) if round_ % 2 else reversed(functions):
             start = now(device)
             functions[name]()
+            taken = now(device) - start
             if round_:
-                times[name].append(now(device) - start)
-            else:
-                now(device)
+                times[name].append(taken)
     return times
 
 
-def now(device: str = "cpu") -> float:
-    """Seconds, once the device has done all it was asked to."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def ratio(times: Times, ours: str, peer: str, limit: str, what: str | None = None) -> None:
+def ratio(times: Times, ours: str, peer: str, limit: str = "", what: str = "") -> None:
     """Print median over median; beside it the ratios of single rounds, whose spread is the noise, and of the best times."""
     rounds = sorted(a / b for a, b in zip(times[ours], times[peer], strict=True))
     line(
         what or f"{ours} / {peer}",
         f"{median(times[ours]) / median(times[peer]):.3f}",
         limit,
-        f"rounds {rounds[0]:.3f} .. {rounds[-1]:.3f}, best {min(times[ours]) / min(times[peer]):.3f}; "
-        f"{seconds(times[ours])} / {seconds(times[peer])}",
+        f"{seconds(median(times[ours]))} / {seconds(median(times[peer]))}; "
+        f"rounds {rounds[0]:.3f} .. {rounds[-1]:.3f}, best {min(times[ours]) / min(times[peer]):.3f}",
     )
 
 
-def seconds(values: list[float]) -> str:
-    return f"{median(values):.3f} s" if median(values) >= 1 else f"{median(values) * 1e3:.1f} ms"
+def seconds(value: float) -> str:
+    return f"{value:.3f} s" if abs(value) >= 1 else f"{value * 1e3:.1f} ms"
 
 
 def line(what: str, value: str, limit: str = "", note: str = "") -> None:
-    print(f"{what:<66} {value:>9}   {'limit ' + limit if limit else '':<13} {note}".rstrip(), flush=True)
+    print(f"{what:<58} {value:>8}  {'limit ' + limit if limit else '':<14} {note}".rstrip(), flush=True)
 
 
 def in_fresh_process(function: Callable[..., int], *args: object) -> int:
-    """Run a module-level function in a new interpreter: peak memory must not hide in what an earlier run had allocated."""
+    """Run a module-level function in a new interpreter: its peak must not hide in memory that is held already."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
 

@@ -36,7 +36,7 @@ class Allocation(ABC):
     def __post_init__(self) -> None:
         for field in ("min_keep_rows", "min_keep_cols", "min_per_layer"):
             if getattr(self, field) < 0:
-                raise PruneError(f"Expected {field} of 0 or more; found {getattr(self, field)}.")
+                raise PruneError(f"Expected {field} of 0 or more; found {getattr(self, field)}. Use 0 for no floor.")
 
     def __call__(self, scores: Mapping[str, Tensor], sparsity: float, within: MaskSet | None = None) -> MaskSet:
         """Select what to keep.
@@ -76,7 +76,10 @@ class Allocation(ABC):
             return None
         within.check_fits(scores)
         if missing := scores.keys() - within.keys():
-            raise PruneError(f"Expected `within` to mask every scored parameter; found none for {sorted(missing)[:5]}.")
+            raise PruneError(
+                f"Expected `within` to mask every scored parameter; found none for {sorted(missing)[:5]}. "
+                "Pass masks of all scored parameters."
+            )
         return [within[name].to(score.device) for name, score in scores.items()]
 
     def _required(self, values: list[Tensor], pool: list[Tensor] | None) -> list[Tensor] | None:
@@ -87,13 +90,14 @@ class Allocation(ABC):
             inside = None if pool is None else pool[i]
             mark = torch.zeros_like(value, dtype=torch.bool)
             if self.min_keep_rows and value.ndim > 1:
-                mark |= _best_of_slices(value, inside, 0, self.min_keep_rows)
+                mark |= _best_of_slices(value, inside, 0, self.min_keep_rows, "min_keep_rows")
             if self.min_keep_cols and value.ndim > 1:
-                mark |= _best_of_slices(value, inside, 1, self.min_keep_cols)
+                mark |= _best_of_slices(value, inside, 1, self.min_keep_cols, "min_keep_cols")
             if self.min_per_layer:
-                size = value.numel() if inside is None else int(inside.count_nonzero())
-                (best,) = top_k([value], min(self.min_per_layer, size), None if inside is None else [inside])
-                mark |= best
+                flat = value.reshape(1, -1)
+                mark |= _best_of_slices(
+                    flat, None if inside is None else inside.view_as(flat), 0, self.min_per_layer, "min_per_layer"
+                ).view_as(mark)
             required.append(mark)
         return required
 
@@ -174,7 +178,7 @@ class Layerwise(LayerAllocation):
         Returns:
             Its number of entries.
         """
-        return shape.numel()
+        return max(shape.numel(), 1)
 
 
 @dataclass(frozen=True)
@@ -200,12 +204,18 @@ class ERK(LayerAllocation):
         return max(sum(shape), 1)
 
 
-def _best_of_slices(value: Tensor, inside: Tensor | None, dim: int, count: int) -> Tensor:
+def _best_of_slices(value: Tensor, inside: Tensor | None, dim: int, count: int, floor: str) -> Tensor:
     """Mark the `count` best entries of every slice of a dimension; ties go to the lower index."""
     rows = value.movedim(dim, 0).flatten(1)
+    count = min(count, rows.shape[1])
     order = rows.argsort(dim=1, descending=True, stable=True)
     if inside is not None:
         allowed = inside.movedim(dim, 0).flatten(1)
+        if bool((allowed.sum(1) < count).any()):
+            raise PruneError(
+                f"Expected `within` to keep enough for {floor}={count}; found slices of dimension {dim} of which it keeps fewer. "
+                "Lower the floor, or pass wider masks."
+            )
         order = order.gather(1, (~allowed).gather(1, order).to(torch.uint8).argsort(dim=1, stable=True))
     mark = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, :count], True)
     if inside is not None:

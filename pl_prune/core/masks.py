@@ -206,7 +206,9 @@ class MaskSet(Mapping[str, Tensor]):
         """
         if self.shapes() != other.shapes():
             odd = sorted(set(self.shapes().items()) ^ set(other.shapes().items()))
-            raise PruneError(f"Expected masks of the same names and shapes; found differences at {odd[:4]}.")
+            raise PruneError(
+                f"Expected masks of the same names and shapes; found differences at {odd[:4]}. Compare masks of one architecture."
+            )
         total = sum(p.numel() for p in self._pruned.values())
         return sum(int((p ^ other._pruned[name].to(p.device)).sum()) for name, p in self._pruned.items()) / max(
             total, 1
@@ -285,7 +287,7 @@ def _pack(mask: Tensor) -> Tensor:
 
 def _unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     size = torch.Size(shape).numel()
-    if bits.dtype != torch.uint8 or bits.numel() != -(-size // 8):
+    if bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
         raise ValueError(f"{bits.numel()} bytes of {bits.dtype} for shape {shape}")
     spread = torch.stack([(bits >> bit) & 1 for bit in range(8)], dim=1)
     return spread.reshape(-1)[:size].bool().reshape(shape)

@@ -7,13 +7,17 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves
 
 from pl_prune.core import sync
+from pl_prune.core.persample import cut, squared_sums
 from pl_prune.core.types import Params, PruneError, Scores
 
 T = TypeVar("T")
 Loss = Callable[[nn.Module, Any], Tensor]
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
 def _silent(items: Iterable[T], _: str) -> Iterator[T]:
@@ -24,7 +28,7 @@ class Probe:
     """Derivatives of the mean loss, over all samples of all batches and of all ranks.
 
     Every quantity is the same however the samples are cut into batches, as long as samples do not interact
-    (norm layers in evaluation mode, a loss that is a mean over samples).
+    (norm layers in evaluation mode, a loss that is a mean over samples). What is asked for twice is computed once.
 
     Args:
         model: The network, in the mode it is to be scored in.
@@ -40,13 +44,77 @@ class Probe:
         params: Params,
         loss: Loss | None = None,
         batches: Sequence[Any] = (),
-        track: Callable[[Iterable[Any], str], Iterable[Any]] = _silent,
+        track: Track = _silent,
     ) -> None:
         self.model = model
         self.params = params
         self.batches = batches
         self._loss = loss
         self._track = track
+        self._known: dict[str, Scores] = {}
+        self._tempered: dict[float, Probe] = {}
+
+    def fresh(self) -> Probe:
+        """Return a probe that knows nothing yet, for weights that have changed.
+
+        Returns:
+            A probe of the same model and data.
+        """
+        return Probe(self.model, self.params, self._loss, self.batches, self._track)
+
+    def tempered(self, temperature: float) -> Probe:
+        """Return a probe whose loss is the cross-entropy of `logits / temperature`.
+
+        Args:
+            temperature: Divides the logits; at 1 the user's own loss is kept.
+
+        Returns:
+            A probe of the same model and data.
+        """
+        if temperature == 1.0:
+            return self
+        if temperature not in self._tempered:
+
+            def loss(_: nn.Module, batch: Any) -> Tensor:
+                logits, labels = self.logits(batch)
+                return cross_entropy(logits / temperature, labels)
+
+            self._tempered[temperature] = Probe(self.model, self.params, loss, self.batches, self._track)
+        return self._tempered[temperature]
+
+    def logits(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the logits of a batch and its class labels.
+
+        Args:
+            batch: `(inputs, labels)`.
+
+        Returns:
+            Logits (N, C) and labels (N,).
+
+        Raises:
+            PruneError: If the batch is of another form, or the model does not map its inputs to class logits.
+        """
+        advice = "Use a criterion that needs the loss alone (SNIP, GradNorm), or temperature=1.0 where the criterion has one."
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+            raise PruneError(
+                f"Expected batches of (inputs, labels), since this criterion needs logits; found {type(batch).__name__}. {advice}"
+            )
+        inputs, labels = batch[0], batch[1]
+        try:
+            logits = self.model(inputs)
+        except Exception as error:
+            raise PruneError(
+                f"Expected {type(self.model).__name__}.forward(inputs) to return logits; found {type(error).__name__}: {error}. {advice}"
+            ) from error
+        classes = (
+            isinstance(logits, Tensor) and logits.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point()
+        )
+        if not classes or len(logits) != len(labels):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise PruneError(
+                f"Expected logits (N, C) and integer labels (N,); found {found} and {tuple(labels.shape)} {labels.dtype}. {advice}"
+            )
+        return logits, labels
 
     def grads(self) -> Scores:
         """Return the gradient of the mean loss.
@@ -54,41 +122,119 @@ class Probe:
         Returns:
             Tensors of the names and shapes of `params`, in float32, or float64 for float64 parameters; zeros for a
             parameter that the loss does not depend on.
+        """
+        if "grads" not in self._known:
+            self._known["grads"] = self.mean("gradients", self._summed_grads)
+        return _copy(self._known["grads"])
+
+    def squared_grads(self) -> Scores:
+        """Return the mean, over samples, of the squared gradient of each sample's own loss: the diagonal of the empirical Fisher matrix.
+
+        Returns:
+            Tensors of the names and shapes of `params`.
 
         Raises:
-            PruneError: If there is no data, or a loss is not a finite scalar that depends on the parameters.
+            PruneError: If the loss of a batch is not the mean of its samples' losses.
+        """
+        if "squared_grads" not in self._known:
+
+            def squares(batch: Any, size: int) -> Iterable[Tensor]:
+                def summed(part: Any) -> Tensor:
+                    return self.batch_loss(part) * batch_size(part)
+
+                self._check_separable(batch, size)
+                return squared_sums(self.model, self.params, summed, batch, size).values()
+
+            self._known["squared_grads"] = self.mean("squared gradients", squares)
+        return _copy(self._known["squared_grads"])
+
+    def hvp(self, vector: Scores) -> Scores:
+        """Multiply the Hessian of the mean loss, restricted to `params`, by a vector.
+
+        Args:
+            vector: Tensors of the names and shapes of `params`, the same on every rank.
+
+        Returns:
+            Tensors of the names and shapes of `params`.
+        """
+
+        def product(batch: Any, size: int) -> Iterable[Tensor]:
+            (result,) = self.batch_hvps(batch, [list(vector.values())])
+            return [hv.mul_(size) for hv in result]
+
+        return self.mean("Hessian products", product)
+
+    def batch_hvps(self, batch: Any, vectors: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
+        """Multiply the Hessian of one batch's mean loss by vectors, on one graph.
+
+        Args:
+            batch: The batch.
+            vectors: Tensors in the order of `params`.
+
+        Yields:
+            Products in the order of `params`, zeros where the second derivative vanishes.
+        """
+        params = list(self.params.values())
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+            first = torch.autograd.grad(self.batch_loss(batch), params, create_graph=True, allow_unused=True)
+            live = [(g, i) for i, g in enumerate(first) if g is not None and g.requires_grad]
+            for vector in vectors:
+                products: Sequence[Tensor | None] = [None] * len(params)
+                if live:
+                    along = [vector[i].to(g.dtype) for g, i in live]
+                    products = torch.autograd.grad(
+                        [g for g, _ in live], params, along, retain_graph=True, allow_unused=True
+                    )
+                yield [torch.zeros_like(p) if hv is None else hv for p, hv in zip(params, products, strict=True)]
+
+    def mean(self, label: str, contribution: Callable[[Any, int], Iterable[Tensor]]) -> Scores:
+        """Sum what every batch contributes, over all batches and ranks, and divide by the number of samples.
+
+        Args:
+            label: What is computed, for the progress bar.
+            contribution: `contribution(batch, size)` returns tensors in the order of `params`, summed over the batch's samples.
+
+        Returns:
+            Tensors of the names and shapes of `params`, in float32, or float64 for float64 parameters.
+
+        Raises:
+            PruneError: If there is no data, or a contribution fails on any rank.
         """
         params = list(self.params.values())
         total = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params]
-        count = torch.zeros((), dtype=torch.float64)
-        error = None
+        count, error = 0, None
         try:
-            for batch in self._track(self._need_batches(), "gradients"):
+            if self._loss is None or (not self.batches and sync.rank_and_size()[1] == 1):
+                missing = "loss function" if self._loss is None else "batches"
+                raise PruneError(
+                    f"Expected batches and a loss function, which this criterion needs; found no {missing}. Pass both."
+                )
+            for batch in self._track(self.batches, label):
                 size = batch_size(batch)
-                grads = torch.autograd.grad(self._mean_loss(batch), params, allow_unused=True)
-                for sum_, grad in zip(total, grads, strict=True):
-                    if grad is not None:
-                        sum_.add_(grad, alpha=size)
+                for sum_, part in zip(total, contribution(batch, size), strict=True):
+                    sum_.add_(part.detach())
                 count += size
         except Exception as caught:
             error = caught
         sync.agree(error)
-        count = count.to(total[0].device, total[0].dtype)
-        sync.sum_([*total, count])
-        samples = float(count)
-        if not samples:
+        samples = torch.tensor(float(count), device=total[0].device, dtype=total[0].dtype)
+        sync.sum_([*total, samples])
+        if not float(samples):
             raise PruneError("Expected at least one sample on some rank; found none. Pass batches that are not empty.")
-        return {name: sum_.div_(samples) for name, sum_ in zip(self.params, total, strict=True)}
+        return {name: sum_.div_(float(samples)) for name, sum_ in zip(self.params, total, strict=True)}
 
-    def _need_batches(self) -> Sequence[Any]:
-        if self._loss is None or (not self.batches and sync.rank_and_size()[1] == 1):
-            missing = "a loss function" if self._loss is None else "batches"
-            raise PruneError(
-                f"Expected batches and a loss function, which this criterion needs; found no {missing}. Pass both."
-            )
-        return self.batches
+    def batch_loss(self, batch: Any) -> Tensor:
+        """Return the mean loss of a batch.
 
-    def _mean_loss(self, batch: Any) -> Tensor:
+        Args:
+            batch: The batch.
+
+        Returns:
+            A finite scalar with a gradient.
+
+        Raises:
+            PruneError: If the loss is anything else.
+        """
         assert self._loss is not None
         loss = self._loss(self.model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
@@ -109,6 +255,36 @@ class Probe:
             )
         return loss.reshape(())
 
+    def _summed_grads(self, batch: Any, size: int) -> Iterable[Tensor]:
+        params = list(self.params.values())
+        grads = torch.autograd.grad(self.batch_loss(batch), params, allow_unused=True)
+        if all(grad is None for grad in grads):
+            raise PruneError(
+                "Expected a loss that depends on the prunable parameters; found that it depends on none of them. "
+                "Look at what the loss is computed from, or change the selection."
+            )
+        return (
+            torch.zeros(()).to(p) if grad is None else grad.mul_(size) for p, grad in zip(params, grads, strict=True)
+        )
+
+    @torch.no_grad()
+    def _check_separable(self, batch: Any, size: int) -> None:
+        assert self._loss is not None
+        if size < 2:
+            return
+        together = float(self._loss(self.model, cut(batch, size, 0, 2)))
+        alone = [float(self._loss(self.model, cut(batch, size, i, i + 1))) for i in range(2)]
+        if abs(together - sum(alone) / 2) > 1e-3 * max(map(abs, [together, *alone])):
+            raise PruneError(
+                f"Expected the loss of a batch to be the mean of its samples' losses, for a per-sample criterion; "
+                f"found {together:.6g} for two samples of losses {alone[0]:.6g} and {alone[1]:.6g} (class weights, a contrastive loss, batch norm in training mode). "
+                "Use a criterion of the mean gradient (SNIP, GradNorm), or per_sample=False."
+            )
+
+
+def _copy(scores: Scores) -> Scores:
+    return {name: score.clone() for name, score in scores.items()}
+
 
 def batch_size(batch: Any) -> int:
     """Return the number of samples of a batch: the first dimension of its first tensor.
@@ -126,5 +302,6 @@ def batch_size(batch: Any) -> int:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return leaf.shape[0]
     raise PruneError(
-        f"Expected a batch that holds a tensor whose first dimension counts samples; found {type(batch).__name__}."
+        f"Expected a batch that holds a tensor whose first dimension counts samples; found {type(batch).__name__}. "
+        "Pass batches of tensors."
     )

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class Samples:
         for field in ("per_class", "total", "batch_size"):
             value = getattr(self, field)
             if value is not None and value < 1:
-                raise PruneError(f"Expected samples.{field} of 1 or more; found {value}.")
+                raise PruneError(f"Expected samples.{field} of 1 or more; found {value}. Leave it out for the default.")
 
     def indices(
         self, dataset: Dataset[Any], track: Callable[[Iterable[Any], str], Iterable[Any]] | None = None
@@ -90,14 +91,15 @@ class Samples:
         Raises:
             PruneError: If an iterable data set meets `total=None`, or the data set makes its batches itself.
         """
-        if loader.batch_sampler is None and not isinstance(loader.dataset, IterableDataset):
+        if loader.batch_sampler is None and (
+            not isinstance(loader.dataset, IterableDataset) or loader.batch_size is None
+        ):
             raise PruneError(
                 "Expected a DataLoader that makes batches of samples; found one with batch_size=None, whose data set makes them. "
                 "Define `scoring_dataloader()` over single samples."
             )
         rank, size = sync.rank_and_size()
         common: dict[str, Any] = {
-            "collate_fn": loader.collate_fn,
             "num_workers": loader.num_workers,
             "worker_init_fn": loader.worker_init_fn,
             "multiprocessing_context": loader.multiprocessing_context,
@@ -109,18 +111,23 @@ class Samples:
                     "Expected a data set with a length, to balance classes; found an IterableDataset. "
                     "Set samples.total to a number of samples instead."
                 )
-            batches: list[Any] = []
-            stream = DataLoader(loader.dataset, batch_size=loader.batch_size, **common)
-            wanted = -(-self.total // size)
-            for batch in stream:
-                batches.append(batch)
-                wanted -= loader.batch_size or 1
-                if wanted <= 0:
-                    break
-            return batches
-        mine = self.indices(loader.dataset, track)[rank::size]
-        reader = DataLoader(_Seeded(loader.dataset, self.seed), batch_size=self.batch_size, sampler=mine, **common)
+            stream = DataLoader(loader.dataset, batch_size=None, collate_fn=_as_is, **common)
+            mine = list(islice(stream, self.total // size + (rank < self.total % size)))
+            groups = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+            return [loader.collate_fn(group) for group in groups]
+        chosen = self.indices(loader.dataset, track)[rank::size]
+        reader = DataLoader(
+            _Seeded(loader.dataset, self.seed),
+            batch_size=self.batch_size,
+            sampler=chosen,
+            collate_fn=loader.collate_fn,
+            **common,
+        )
         return list(track(reader, "scoring samples") if track else reader)
+
+
+def _as_is(sample: Any) -> Any:
+    return sample
 
 
 class _Seeded(Dataset[Any]):

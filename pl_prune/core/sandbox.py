@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pl_prune.core.types import PruneError
 
 
 @contextmanager
@@ -28,14 +31,22 @@ def untouched(model: nn.Module, train: bool = False, seed: int = 0) -> Iterator[
 
     Yields:
         None; gradients are enabled and autocast is off inside.
+
+    Raises:
+        PruneError: If a layer is lazy and has not seen its first batch.
     """
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    lazy = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if is_lazy(t)]
+    if lazy:
+        raise PruneError(
+            f"Expected a materialised model; found the lazy {lazy[0]!r}. Run one batch through the model first."
+        )
+    parameters = [(p, p.requires_grad, p.grad, _freeze(p.grad)) for p in model.parameters()]
     frozen = [_freeze(m.__dict__) for m in model.modules()]  # training modes and buffers are in there
     with ExitStack() as stack:
         stack.enter_context(_random_state(seed))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device in {"cpu"} | {p.device.type for p, _, _ in parameters}:
+        for device in {"cpu"} | {p.device.type for p, *_ in parameters}:
             stack.enter_context(torch.autocast(device, enabled=False))
         try:
             model.train(train)
@@ -43,9 +54,10 @@ def untouched(model: nn.Module, train: bool = False, seed: int = 0) -> Iterator[
         finally:
             for thaw in frozen:
                 thaw()
-            for parameter, requires_grad, grad in parameters:
+            for parameter, requires_grad, grad, thaw_grad in parameters:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = grad
+                thaw_grad()
 
 
 @contextmanager
@@ -78,7 +90,9 @@ def _freeze(value: Any) -> Callable[[], Any]:
 
         def thaw_tensor() -> Tensor:
             with torch.no_grad():
-                return value.copy_(copy)
+                if not torch.equal(value, copy):  # an expanded tensor cannot be written to
+                    value.copy_(copy)
+                return value
 
         return thaw_tensor
     if isinstance(value, dict):
@@ -101,6 +115,15 @@ def _freeze(value: Any) -> Callable[[], Any]:
             return value
 
         return thaw_sequence
+    if type(value) is tuple:
+        parts = [_freeze(item) for item in value]
+
+        def thaw_tuple() -> Any:
+            for thaw in parts:
+                thaw()
+            return value
+
+        return thaw_tuple
     if isinstance(value, set):
         elements = set(value)
 

@@ -54,7 +54,9 @@ class OneShot(Schedule):
     def __post_init__(self) -> None:
         check_sparsity(self.final)
         if self.start < 0:
-            raise PruneError(f"Expected a start of 0 or more optimizer steps; found {self.start}.")
+            raise PruneError(
+                f"Expected a start of 0 or more optimizer steps; found {self.start}. Use 0 to prune before the first."
+            )
 
     def sparsity(self, step: int) -> float:
         """Return 0 before `start` and `final` from there on.

@@ -34,7 +34,7 @@ class Select:
     """Choose the prunable parameters by module type: weights of linear, convolution and attention layers.
 
     Norms, biases and embeddings are never prunable; frozen parameters are passed over; a tied tensor appears once,
-    under its first name, and not at all if an embedding or a norm holds it too.
+    under its first name, and not at all if it is also that of an embedding, a norm, an excluded or the output layer.
 
     Args:
         include: Shell patterns (`fnmatch`) on parameter or module names; None means all.
@@ -75,14 +75,14 @@ class Select:
             PruneError: If nothing is prunable, a pattern matches nothing, or a prunable layer's weight is not a plain parameter.
         """
         layers = list(_weights(model))
-        ends = _execution_order(model, run)
-        first, last = (ends[0], ends[-1]) if ends else (None, None)
+        first, last = _ends(model, run)
         matched_by_include = self._matching(self.include, model, layers)
         matched_by_exclude = self._matching(self.exclude, model, layers)
 
         kinds = tuple(_TYPES[kind] for kind in self.types)
         reasons: dict[str, str] = {}
         chosen: set[int] = set()
+        dense: set[int] = {id(p) for p in _never(model)}
         for name, owner, parameter in layers:
             if not isinstance(owner, kinds):
                 reasons[name] = "is not of the types asked for"
@@ -90,10 +90,13 @@ class Select:
                 reasons[name] = "is not included"
             elif name in matched_by_exclude:
                 reasons[name] = "is excluded"
+                dense.add(id(parameter))
             elif _holder(model, name) is last and not self.output_layer:
                 reasons[name] = "is the output layer: set output_layer=True to prune it"
+                dense.add(id(parameter))
             elif _holder(model, name) is first and not self.first_layer:
                 reasons[name] = "is the first layer: set first_layer=True to prune it"
+                dense.add(id(parameter))
             elif parameter is None:
                 raise PruneError(
                     f"Expected the weight of {name!r} to be a plain parameter; found it behind a parametrization "
@@ -107,8 +110,7 @@ class Select:
                 reasons[name] = "is frozen (requires_grad=False)"
             else:
                 chosen.add(id(parameter))
-        chosen -= {id(p) for p in _never(model)}
-        params = {name: p for name, p in model.named_parameters() if id(p) in chosen}
+        params = {name: p for name, p in model.named_parameters() if id(p) in chosen - dense}
         if not params:
             why = "; ".join(f"{name} {reason}" for name, reason in list(reasons.items())[:5])
             raise PruneError(
@@ -134,35 +136,24 @@ class Select:
         return matched
 
 
-def run_order(model: nn.Module, run: Callable[[], object]) -> list[nn.Module]:
-    """Return the linear and convolution modules in the order of their last execution.
-
-    Args:
-        model: The module that `run` executes.
-        run: Runs one forward pass.
-
-    Returns:
-        Modules; one that ran several times stands where it ran last.
-    """
-    order: dict[nn.Module, None] = {}
+def _ends(model: nn.Module, run: Callable[[], object] | None) -> tuple[nn.Module | None, nn.Module | None]:
+    """Return the first and the last linear or convolution module, in order of execution where it can be seen."""
+    calls: list[nn.Module] = []
 
     def note(module: nn.Module, *_: object) -> None:
-        order.pop(module, None)
-        order[module] = None
+        calls.append(module)
 
-    hooks = [m.register_forward_hook(note) for m in model.modules() if is_layer(m)]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(order)
-
-
-def _execution_order(model: nn.Module, run: Callable[[], object] | None) -> list[nn.Module]:
     defined = [m for m in model.modules() if is_layer(m)]
-    return (run_order(model, run) if run else defined) or defined
+    if run is not None:
+        hooks = [m.register_forward_hook(note) for m in defined]
+        try:
+            with torch.no_grad():
+                run()
+        finally:
+            for hook in hooks:
+                hook.remove()
+    order = calls or defined
+    return (order[0], order[-1]) if order else (None, None)
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -184,8 +175,8 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor | None]]
         dot = f"{path}." if path else ""
         if isinstance(module, nn.MultiheadAttention):
             for attribute in _ATTENTION:
-                if (weight := module._parameters.get(attribute)) is not None:
-                    yield dot + attribute, module, weight
+                if getattr(module, attribute, None) is not None:
+                    yield dot + attribute, module, module._parameters.get(attribute)
         elif is_layer(module):
             yield f"{dot}weight", inside_attention.get(module, module), module._parameters.get("weight")
 

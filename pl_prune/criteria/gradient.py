@@ -27,7 +27,7 @@ class GradNorm(Criterion):
         Returns:
             Scores in float32, or float64 for float64 parameters.
         """
-        return {name: grad.abs_() for name, grad in probe.grads().items()}
+        return {name: grad.abs() for name, grad in probe.grads().items()}
 
 
 @dataclass(frozen=True)
@@ -51,4 +51,4 @@ class SNIP(Criterion):
         Returns:
             Scores in float32, or float64 for float64 parameters.
         """
-        return {name: grad.mul_(probe.params[name].detach()).abs_() for name, grad in probe.grads().items()}
+        return {name: (grad * probe.params[name].detach()).abs_() for name, grad in probe.grads().items()}

@@ -105,7 +105,7 @@ def test_every_stride_is_balanced(ranks):
     turns = [[labels[i] for i in chosen[t : t + 3]] for t in range(0, 72, 3)]
     assert turns == [[0, 1, 2]] * 24
     shares = [chosen[rank::ranks] for rank in range(ranks)]
-    assert sorted(sum(shares, [])) == sorted(chosen)
+    assert sorted(i for share in shares for i in share) == sorted(chosen)
 
 
 def test_the_choice_depends_on_the_seed_alone():
@@ -200,10 +200,15 @@ def test_the_loader_is_asked_for_its_collation_and_nothing_else():
     assert [batch["n"] for batch in loader_iter] == [5, 5, 5]
 
 
-@pytest.mark.parametrize("settings", [{"batch_size": None}, {"batch_sampler": [[0, 1], [2]]}])
-def test_loaders_that_do_not_batch_as_usual(settings):
-    found = Samples(total=7, batch_size=4).batches(DataLoader(stored(), **settings))
+def test_a_loader_with_a_batch_sampler():
+    found = Samples(total=7, batch_size=4).batches(DataLoader(stored(), batch_sampler=[[0, 1], [2]]))
     assert [(tuple(x.shape), tuple(y.shape)) for x, y in found] == [((4, 1), (4,)), ((3, 1), (3,))]
+
+
+@pytest.mark.parametrize("data", [stored(), Stream()], ids=["items", "stream"])
+def test_a_loader_that_does_not_batch(data):
+    with expect_refusal("batch"):
+        Samples(total=7, batch_size=4).batches(DataLoader(data, batch_size=None))
 
 
 @pytest.mark.parametrize("loader_batch", [1, 4, 5, 7, 20])

@@ -9,7 +9,6 @@ from torch.nn.utils import parametrizations, prune
 
 import pl_prune as plp
 from pl_prune import Select
-from pl_prune.core.select import run_order
 
 EVERYTHING = Select(output_layer=True)
 
@@ -125,15 +124,6 @@ def test_ends_of_a_network_that_reuses_its_first_layer():
 def test_without_a_run_the_order_is_that_of_definition():
     assert list(Select()(Steps("c", "b", "a"))) == ["a.weight", "b.weight"]
     assert list(Select(first_layer=False)(Steps("c", "b", "a"))) == ["b.weight"]
-
-
-def test_run_order_puts_a_layer_where_it_ran_last_and_leaves_no_hook():
-    model = Steps("a", "c", "a", "b")
-    before = fingerprint(model)
-    assert run_order(model, lambda: model(torch.ones(1, 4))) == [model.c, model.a, model.b]
-    with pytest.raises(RuntimeError, match="mat1"):
-        run_order(model, lambda: model(torch.ones(1, 5)))
-    assert fingerprint(model) == before
 
 
 def test_patterns():

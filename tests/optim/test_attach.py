@@ -196,7 +196,6 @@ def test_parameters_stay_the_same_objects_and_state_loads_strictly():
     step(model, optimizer)
     assert {name: id(p) for name, p in model.named_parameters()} == objects
     assert network().load_state_dict(model.state_dict(), strict=True).missing_keys == []
-    assert not nn.Module._forward_pre_hooks if hasattr(nn.Module, "_forward_pre_hooks") else True
 
 
 def test_an_optimizer_of_another_model():
@@ -220,7 +219,7 @@ def test_masks_of_another_model():
 
 def test_masks_of_nothing():
     model = network()
-    with expect_refusal("mask", "Pass"):
+    with expect_refusal("mask"):
         plp.attach_masks(torch.optim.SGD(model.parameters(), 0.1), model, MaskSet({}))
 
 
