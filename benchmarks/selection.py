@@ -4,6 +4,8 @@
 * ten nested masks (ten sparsities) over one such topk: limit 5;
 * peak memory beyond the scores, masks included, in flat float32 copies of the scores: limit 3.
 
+The usual code (flatten, topk, scatter, split) stands beside each; equal scores are the worst case of both.
+
 With `--device cuda` it also checks that CPU and CUDA give the same masks, ties included.
 
     python benchmarks/selection.py [--device cuda] [--repeats 7] [--cpu-time]
@@ -80,11 +82,8 @@ def peak(selection: str, device: str) -> int:
 def main() -> None:
     options = parse(__doc__, repeats=7)
     allocation = pl_prune.Global()
-
     size = sum(torch.Size(shape).numel() for shape in resnet50_shapes())
-    print(
-        f"{size:,} scores in {len(resnet50_shapes())} tensors on {options.device}, {options.repeats} interleaved rounds\n"
-    )
+    print(f"{size:,} scores in {len(resnet50_shapes())} tensors\n")
     for kind in KINDS:
         scores = make_scores(kind, options.device)
         flat = flatten(scores)
@@ -106,9 +105,9 @@ def main() -> None:
 
     copy = 4 * size
     for selection, what, limit in (
-        ("one", "peak memory of one selection / flat float32 copy", "3"),
-        ("ten", "peak memory of ten nested masks, all held", ""),
-        ("flat", "peak memory of flatten, topk, scatter, split", ""),
+        ("one", "peak memory in flat copies: one selection", "3"),
+        ("ten", "peak memory in flat copies: ten masks, all held", ""),
+        ("flat", "peak memory in flat copies: usual code with topk", ""),
     ):
         line(what, f"{in_fresh_process(peak, selection, options.device) / copy:.2f}", limit)
 

@@ -59,10 +59,10 @@ def ratio(times: Times, ours: str, peer: str, limit: str = "", what: str = "") -
     rounds = sorted(a / b for a, b in zip(times[ours], times[peer], strict=True))
     line(
         what or f"{ours} / {peer}",
-        f"{median(times[ours]) / median(times[peer]):.3f}",
+        f"{median(times[ours]) / median(times[peer]):.3g}",
         limit,
         f"{seconds(median(times[ours]))} / {seconds(median(times[peer]))}; "
-        f"rounds {rounds[0]:.3f} .. {rounds[-1]:.3f}, best {min(times[ours]) / min(times[peer]):.3f}",
+        f"rounds {rounds[0]:.3g} .. {rounds[-1]:.3g}, best {min(times[ours]) / min(times[peer]):.3g}",
     )
 
 
@@ -71,7 +71,7 @@ def seconds(value: float) -> str:
 
 
 def line(what: str, value: str, limit: str = "", note: str = "") -> None:
-    print(f"{what:<58} {value:>8}  {'limit ' + limit if limit else '':<14} {note}".rstrip(), flush=True)
+    print(f"{what:<68} {value:>8}  {'limit ' + limit if limit else '':<14} {note}".rstrip(), flush=True)
 
 
 def in_fresh_process(function: Callable[..., int], *args: object) -> int:

@@ -25,10 +25,21 @@ if TYPE_CHECKING:
     from pl_prune.core.score import score as score
     from pl_prune.core.select import Select as Select
     from pl_prune.core.types import PruneError as PruneError
+    from pl_prune.criteria.fisher import FisherDiagonal as FisherDiagonal
+    from pl_prune.criteria.fisher import FisherPruning as FisherPruning
+    from pl_prune.criteria.fisher import FisherTaylor as FisherTaylor
+    from pl_prune.criteria.gauss_newton import GaussNewtonDiagonal as GaussNewtonDiagonal
+    from pl_prune.criteria.gauss_newton import GaussNewtonPruning as GaussNewtonPruning
+    from pl_prune.criteria.gauss_newton import GaussNewtonTaylor as GaussNewtonTaylor
     from pl_prune.criteria.gradient import SNIP as SNIP
     from pl_prune.criteria.gradient import GradNorm as GradNorm
+    from pl_prune.criteria.grasp import GraSP as GraSP
+    from pl_prune.criteria.hutchinson import HutchinsonDiagonal as HutchinsonDiagonal
+    from pl_prune.criteria.hutchinson import HutchinsonPruning as HutchinsonPruning
+    from pl_prune.criteria.hutchinson import HutchinsonTaylor as HutchinsonTaylor
     from pl_prune.criteria.magnitude import Magnitude as Magnitude
     from pl_prune.criteria.random import Random as Random
+    from pl_prune.criteria.synflow import SynFlow as SynFlow
     from pl_prune.optim.attach import attach_masks as attach_masks
 
 __version__ = "0.1.0"
@@ -46,9 +57,14 @@ _HOMES = {
     "core.score": ["score"],
     "core.select": ["Select"],
     "core.types": ["PruneError"],
+    "criteria.fisher": ["FisherDiagonal", "FisherPruning", "FisherTaylor"],
+    "criteria.gauss_newton": ["GaussNewtonDiagonal", "GaussNewtonPruning", "GaussNewtonTaylor"],
     "criteria.gradient": ["GradNorm", "SNIP"],
+    "criteria.grasp": ["GraSP"],
+    "criteria.hutchinson": ["HutchinsonDiagonal", "HutchinsonPruning", "HutchinsonTaylor"],
     "criteria.magnitude": ["Magnitude"],
     "criteria.random": ["Random"],
+    "criteria.synflow": ["SynFlow"],
     "optim.attach": ["attach_masks"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

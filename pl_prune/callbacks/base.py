@@ -24,8 +24,10 @@ _MARK = "pl_prune"
 class PruningCallback(Callback, ABC):
     """Make masks, keep them in force, and carry them through checkpoints.
 
-    Parameter objects and names never change; masks live in the callback's state, so a checkpoint's `state_dict` loads strictly into
-    the plain module. A checkpoint without this callback's state is refused: a pruned run never goes on densely unnoticed.
+    Parameter objects and names never change; masks live in the callback's state, so a checkpoint's `state_dict` loads
+    strictly into
+    the plain module. A checkpoint without this callback's state is refused: a pruned run never goes on densely
+    unnoticed.
 
     Args:
         select: Which parameters are prunable; None for none.
@@ -140,7 +142,8 @@ class PruningCallback(Callback, ABC):
         """Return the packed masks and where they come from.
 
         Returns:
-            Tensors and plain containers only, so that `torch.load(weights_only=True)` reads it; empty before the masks are made.
+            Tensors and plain containers only, so that `torch.load(weights_only=True)` reads it; empty before the
+            masks are made.
         """
         return {} if self.masks is None else {_MARK: 1, "method": self.method, "masks": self.masks.state_dict()}
 

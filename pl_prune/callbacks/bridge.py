@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pl_prune.core import sync
+from pl_prune.core.allocate import Allocation
 from pl_prune.core.criterion import Criterion
+from pl_prune.core.iterate import iterate
+from pl_prune.core.masks import MaskSet
 from pl_prune.core.probe import Probe, batch_size
 from pl_prune.core.samples import Samples
 from pl_prune.core.sandbox import untouched
-from pl_prune.core.score import run_criterion
 from pl_prune.core.select import Select
 from pl_prune.core.types import Params, PruneError, Scores
 
@@ -27,8 +29,10 @@ from pl_prune.core.types import Params, PruneError, Scores
 class Bridge:
     """A module, its scoring data and its loss.
 
-    The loss is what `training_step` returns (or `scoring_step(batch, batch_idx)`, where the module has one), run on the bare
-    module in evaluation mode, in the parameters' own precision. Data comes from `scoring_dataloader()` of the datamodule or the
+    The loss is what `training_step` returns (or `scoring_step(batch, batch_idx)`, where the module has one), run on
+    the bare
+    module in evaluation mode, in the parameters' own precision. Data comes from `scoring_dataloader()` of the
+    datamodule or the
     module where there is one, else from the train set.
 
     Args:
@@ -48,22 +52,26 @@ class Bridge:
         self._loader: DataLoader[Any] | None = None
         self._example: Any = None
 
-    def score(self, criterion: Criterion) -> Scores:
-        """Score the prunable parameters over all ranks, and leave no trace.
+    def prune(self, criterion: Criterion, allocation: Allocation, sparsity: float) -> tuple[MaskSet, Scores]:
+        """Score and select over all ranks, and leave no trace.
 
         Args:
             criterion: How to score.
+            allocation: Where the kept entries go.
+            sparsity: Fraction of the selected parameters to prune.
 
         Returns:
-            The same scores on every rank.
+            The same masks on every rank, and the scores of the last round.
         """
         loader = self.find_loader()
         with self.quiet():
-            batches = self._read(loader, self.samples) if criterion.needs_data else []
-            if batches:
+            batches = [self.example()] if criterion.needs_data else []
+            if criterion.needs_loss:
+                batches = self._read(loader, self.samples)
                 share = " on this rank" if sync.rank_and_size()[1] > 1 else ""
                 self.source = f"{sum(map(batch_size, batches))} samples{share} of {self._from}"
-            return run_criterion(criterion, Probe(self.pl_module, self.prunable(), self.loss, batches, self._track))
+            probe = Probe(self.pl_module, self.prunable(), self.loss, batches, self._track)
+            return iterate(criterion, probe, allocation, sparsity)
 
     def example(self) -> Any:
         """Return a small batch on the module's device, to see how the network runs; read inside `quiet`.
@@ -144,7 +152,8 @@ class Bridge:
     def find_loader(self) -> DataLoader[Any]:
         """Find where the samples come from.
 
-        Call it outside `quiet` first: the train loader draws its seed from the global random state, now instead of later.
+        Call it outside `quiet` first: the train loader draws its seed from the global random state, now instead of
+        later.
 
         Returns:
             The loader, not iterated.

@@ -9,13 +9,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pl_prune.callbacks.base import PruningCallback
 from pl_prune.callbacks.bridge import Bridge
-from pl_prune.core import sync
 from pl_prune.core.allocate import Allocation, Global
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
-from pl_prune.core.types import PruneError, Scores, check_sparsity, describe
+from pl_prune.core.types import PruneError, check_sparsity, describe
 from pl_prune.criteria.gradient import SNIP
 from pl_prune.report.collapse import find_path
 from pl_prune.report.sparsity import layer_sparsity
@@ -33,7 +32,8 @@ class PruneAtInit(PruningCallback):
         allocation: Where the kept entries go.
         select: Which parameters are prunable.
         samples: Which samples the scores see, for criteria that need data.
-        on_layer_collapse: What to do when a layer loses everything, or no input reaches the output: "warn", "raise", or "repair" (allocate
+        on_layer_collapse: What to do when a layer loses everything, or no input reaches the output: "warn", "raise",
+            or "repair" (allocate
             again with one entry kept in each layer, at the same exact count).
         name: Tells several callbacks of this class apart.
 
@@ -75,19 +75,18 @@ class PruneAtInit(PruningCallback):
         Raises:
             PruneError: If scoring fails, or a layer collapses under `on_layer_collapse="raise"`.
         """
-        scores = bridge.score(self.criterion)
-        if blind := [name for name, score in scores.items() if not score.any()]:
+        masks, scores = bridge.prune(self.criterion, self.allocation, self.sparsity)
+        blind = [name for name, score in scores.items() if not score.any()]
+        if blind and self.criterion.rounds == 1:
             rank_zero_warn(
                 f"{self.method}: every score is zero in {len(blind)} of {len(scores)} layers ({', '.join(blind[:5])}), "
                 "so ties decide there. "
                 "Look for a zero-initialised head, branch or norm scale, or for units that no sample activates."
             )
-        masks = self._allocate(self.allocation, scores)
         problem = self._collapse(bridge, masks)
         if problem and self.on_layer_collapse == "repair":
-            masks = self._allocate(
-                replace(self.allocation, min_per_layer=max(1, self.allocation.min_per_layer)), scores
-            )
+            floor = replace(self.allocation, min_per_layer=max(1, self.allocation.min_per_layer))
+            masks, _ = bridge.prune(self.criterion, floor, self.sparsity)
             problem = self._collapse(bridge, masks)
         if problem:
             advice = "Lower the sparsity, use ERK or Layerwise allocation, or set on_layer_collapse='repair'."
@@ -98,10 +97,6 @@ class PruneAtInit(PruningCallback):
         kept, total = (sum(column) for column in zip(*masks.counts().values(), strict=True))
         rank_zero_info(f"{self.state_key}: {self.method}, scored on {bridge.source}: {kept:,} of {total:,} kept.")
         return masks
-
-    def _allocate(self, allocation: Allocation, scores: Scores) -> MaskSet:
-        device = next(iter(scores.values())).device
-        return sync.masks_of_rank_zero(lambda: allocation(scores, self.sparsity), device)
 
     def _collapse(self, bridge: Bridge, masks: MaskSet) -> str:
         empty = [layer.name for layer in layer_sparsity(masks) if layer.collapsed]

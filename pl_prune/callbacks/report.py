@@ -24,12 +24,15 @@ from pl_prune.report.table import PruningReport
 class SparsityReport(Callback):
     """Report every layer, the whole model's parameters and MACs, and whether a path is left from input to output.
 
-    The table is shown when training starts; at the end of the fit the report, with the run's last metrics, goes to `report.json`. What is
-    said of the masks is checked against the zeros measured in the weights. Scalars go to the loggers as `sparsity/...`. Without a
+    The table is shown when training starts; at the end of the fit the report, with the run's last metrics, goes to
+    `report.json`. What is
+    said of the masks is checked against the zeros measured in the weights. Scalars go to the loggers as
+    `sparsity/...`. Without a
     pruning callback the dense network is reported.
 
     Args:
-        folder: Where `report.json` goes; None: the run's folder (`save_dir/name/version` of the logger), else the trainer's
+        folder: Where `report.json` goes; None: the run's folder (`save_dir/name/version` of the logger), else the
+            trainer's
             root folder.
         select: Which parameters to list when nothing prunes.
     """

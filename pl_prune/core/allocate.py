@@ -186,7 +186,8 @@ class ERK(LayerAllocation):
     """Erdos-Renyi-Kernel densities: a layer's density goes with (sum of its dimensions) / (product of them), at most 1.
 
     Source:
-        Evci et al., Rigging the Lottery, section 3 (ERK). Divergence: counts are rounded by Webster's rule so that the total is exact.
+        Evci et al., Rigging the Lottery, section 3 (ERK). Divergence: counts are rounded by Webster's rule so that
+        the total is exact.
 
     >>> ERK()({"a": torch.rand(4, 4), "b": torch.rand(16, 16)}, 0.75).counts()
     {'a': (14, 16), 'b': (54, 256)}

@@ -14,13 +14,20 @@ if TYPE_CHECKING:
 class Criterion(ABC):
     """Score every prunable entry; higher = keep.
 
-    A criterion is a frozen dataclass whose fields are its hyper-parameters. It never sees a target sparsity, a rank or a mask.
+    A criterion is a frozen dataclass whose fields are its hyper-parameters. It never sees a target sparsity, a rank
+    or a mask.
 
     Attributes:
-        needs_data: Whether the scores depend on a batch.
+        needs_data: Whether a batch is needed, be it for its shape alone.
+        needs_loss: Whether the loss of the batches is needed.
+        can_return: Whether an entry that one round pruned may be kept by the next.
+        rounds: How many times the network is scored, each time as masked so far.
     """
 
     needs_data: ClassVar[bool] = True
+    needs_loss: ClassVar[bool] = True
+    can_return: ClassVar[bool] = False
+    rounds: int = 1
 
     @abstractmethod
     def __call__(self, probe: Probe) -> Scores:

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from pl_prune.core.sandbox import untouched
+
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
@@ -22,6 +24,23 @@ def is_norm(module: nn.Module) -> bool:
         True for batch, instance, layer, group, RMS and local response norms.
     """
     return isinstance(module, _NORMS) or type(module).__name__.rstrip("123d").endswith("Norm")
+
+
+@contextmanager
+def batch_norms_in_training(model: nn.Module) -> Iterator[None]:
+    """Let batch norms use the statistics of their batch; everything is put back at the end, running statistics included.
+
+    Args:
+        model: The module, in evaluation mode otherwise.
+
+    Yields:
+        None.
+    """
+    with untouched(model):
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.training = True
+        yield
 
 
 @contextmanager

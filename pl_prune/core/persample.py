@@ -97,6 +97,7 @@ def _from_hooks(
     return result
 
 
+@torch.no_grad()
 def _squares(layer: nn.Module, used: list[tuple[Tensor, Tensor]], size: int) -> tuple[Tensor, Tensor]:
     """Return the sum of squares and the sum of the per-sample gradients of a layer's weight."""
     weight = layer.weight

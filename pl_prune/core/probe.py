@@ -50,7 +50,7 @@ class Probe:
         self.params = params
         self.batches = batches
         self._loss = loss
-        self._track = track
+        self.track = track
         self._known: dict[str, Scores] = {}
         self._tempered: dict[float, Probe] = {}
 
@@ -60,7 +60,7 @@ class Probe:
         Returns:
             A probe of the same model and data.
         """
-        return Probe(self.model, self.params, self._loss, self.batches, self._track)
+        return Probe(self.model, self.params, self._loss, self.batches, self.track)
 
     def tempered(self, temperature: float) -> Probe:
         """Return a probe whose loss is the cross-entropy of `logits / temperature`.
@@ -79,7 +79,7 @@ class Probe:
                 logits, labels = self.logits(batch)
                 return cross_entropy(logits / temperature, labels)
 
-            self._tempered[temperature] = Probe(self.model, self.params, loss, self.batches, self._track)
+            self._tempered[temperature] = Probe(self.model, self.params, loss, self.batches, self.track)
         return self._tempered[temperature]
 
     def logits(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -123,9 +123,7 @@ class Probe:
             Tensors of the names and shapes of `params`, in float32, or float64 for float64 parameters; zeros for a
             parameter that the loss does not depend on.
         """
-        if "grads" not in self._known:
-            self._known["grads"] = self.mean("gradients", self._summed_grads)
-        return _copy(self._known["grads"])
+        return self.remember("gradients", lambda: self.mean("gradients", self._summed_grads))
 
     def squared_grads(self) -> Scores:
         """Return the mean, over samples, of the squared gradient of each sample's own loss: the diagonal of the empirical Fisher matrix.
@@ -136,17 +134,30 @@ class Probe:
         Raises:
             PruneError: If the loss of a batch is not the mean of its samples' losses.
         """
-        if "squared_grads" not in self._known:
 
-            def squares(batch: Any, size: int) -> Iterable[Tensor]:
-                def summed(part: Any) -> Tensor:
-                    return self.batch_loss(part) * batch_size(part)
+        def squares(batch: Any, size: int, _: int) -> Iterable[Tensor]:
+            def summed(part: Any) -> Tensor:
+                return self.batch_loss(part) * batch_size(part)
 
-                self._check_separable(batch, size)
-                return squared_sums(self.model, self.params, summed, batch, size).values()
+            self._check_separable(batch, size)
+            return squared_sums(self.model, self.params, summed, batch, size).values()
 
-            self._known["squared_grads"] = self.mean("squared gradients", squares)
-        return _copy(self._known["squared_grads"])
+        return self.remember("squared gradients", lambda: self.mean("squared gradients", squares))
+
+    def squared_batch_grads(self) -> Scores:
+        """Return the mean, over batches, of the squared gradient of each batch's mean loss. It depends on how the data are cut.
+
+        Returns:
+            Tensors of the names and shapes of `params`.
+        """
+
+        def squares(batch: Any, size: int, _: int) -> Iterable[Tensor]:
+            return [(grad / size).square() for grad in self._summed_grads(batch, size)]
+
+        batches = torch.tensor(float(len(self.batches)), device=next(iter(self.params.values())).device)
+        sync.sum_([batches])
+        share = self.sample_count() / float(batches)
+        return {name: value * share for name, value in self.mean("squared batch gradients", squares).items()}
 
     def hvp(self, vector: Scores) -> Scores:
         """Multiply the Hessian of the mean loss, restricted to `params`, by a vector.
@@ -158,7 +169,7 @@ class Probe:
             Tensors of the names and shapes of `params`.
         """
 
-        def product(batch: Any, size: int) -> Iterable[Tensor]:
+        def product(batch: Any, size: int, _: int) -> Iterable[Tensor]:
             (result,) = self.batch_hvps(batch, [list(vector.values())])
             return [hv.mul_(size) for hv in result]
 
@@ -187,12 +198,50 @@ class Probe:
                     )
                 yield [torch.zeros_like(p) if hv is None else hv for p, hv in zip(params, products, strict=True)]
 
-    def mean(self, label: str, contribution: Callable[[Any, int], Iterable[Tensor]]) -> Scores:
+    def remember(self, key: str, compute: Callable[[], Scores]) -> Scores:
+        """Compute once what several criteria ask for.
+
+        Args:
+            key: Names the quantity.
+            compute: Computes it.
+
+        Returns:
+            A copy, free to be changed.
+        """
+        if key not in self._known:
+            self._known[key] = compute()
+        return {name: value.clone() for name, value in self._known[key].items()}
+
+    def sample_number(self, local: int) -> int:
+        """Return the place of a sample of this rank among the samples of all ranks, which take turns.
+
+        Args:
+            local: Its place among this rank's samples, from 0.
+
+        Returns:
+            Its place in the whole.
+        """
+        rank, size = sync.rank_and_size()
+        return rank + size * local
+
+    def sample_count(self) -> int:
+        """Count the samples of all ranks.
+
+        Returns:
+            Their number.
+        """
+        count = torch.tensor(float(sum(map(batch_size, self.batches))), device=next(iter(self.params.values())).device)
+        sync.sum_([count])
+        return int(count)
+
+    def mean(self, label: str, contribution: Callable[[Any, int, int], Iterable[Tensor]]) -> Scores:
         """Sum what every batch contributes, over all batches and ranks, and divide by the number of samples.
 
         Args:
             label: What is computed, for the progress bar.
-            contribution: `contribution(batch, size)` returns tensors in the order of `params`, summed over the batch's samples.
+            contribution: `contribution(batch, size, first)` returns tensors in the order of `params`, summed over the
+                batch's samples; `first` is the
+                place of its first sample among this rank's.
 
         Returns:
             Tensors of the names and shapes of `params`, in float32, or float64 for float64 parameters.
@@ -209,9 +258,9 @@ class Probe:
                 raise PruneError(
                     f"Expected batches and a loss function, which this criterion needs; found no {missing}. Pass both."
                 )
-            for batch in self._track(self.batches, label):
+            for batch in self.track(self.batches, label):
                 size = batch_size(batch)
-                for sum_, part in zip(total, contribution(batch, size), strict=True):
+                for sum_, part in zip(total, contribution(batch, size, count), strict=True):
                     sum_.add_(part.detach())
                 count += size
         except Exception as caught:
@@ -255,7 +304,7 @@ class Probe:
             )
         return loss.reshape(())
 
-    def _summed_grads(self, batch: Any, size: int) -> Iterable[Tensor]:
+    def _summed_grads(self, batch: Any, size: int, _: int = 0) -> Iterable[Tensor]:
         params = list(self.params.values())
         grads = torch.autograd.grad(self.batch_loss(batch), params, allow_unused=True)
         if all(grad is None for grad in grads):
@@ -277,13 +326,10 @@ class Probe:
         if abs(together - sum(alone) / 2) > 1e-3 * max(map(abs, [together, *alone])):
             raise PruneError(
                 f"Expected the loss of a batch to be the mean of its samples' losses, for a per-sample criterion; "
-                f"found {together:.6g} for two samples of losses {alone[0]:.6g} and {alone[1]:.6g} (class weights, a contrastive loss, batch norm in training mode). "
+                f"found {together:.6g} for two samples of losses {alone[0]:.6g} and {alone[1]:.6g} "
+                "(class weights, a contrastive loss, batch norm in training mode). "
                 "Use a criterion of the mean gradient (SNIP, GradNorm), or per_sample=False."
             )
-
-
-def _copy(scores: Scores) -> Scores:
-    return {name: score.clone() for name, score in scores.items()}
 
 
 def batch_size(batch: Any) -> int:

@@ -21,7 +21,8 @@ def untouched(model: nn.Module, train: bool = False, seed: int = 0) -> Iterator[
     """Restore a model and the random state at the end, also after an exception.
 
     Restored are: training modes, `requires_grad`, `.grad`, buffers and every tensor, list, dict, set and number that a
-    module holds as an attribute (metric states among them), and the random states of torch (CPU and CUDA), numpy and random.
+    module holds as an attribute (metric states among them), and the random states of torch (CPU and CUDA), numpy and
+    random.
     Not restored: parameter values (scoring does not change them) and objects of other classes that a module holds.
 
     Args:

@@ -24,12 +24,14 @@ def score(
 ) -> Scores:
     """Score the prunable entries of a model, and leave the model and the random state as they were.
 
-    The model is scored in evaluation mode. In a distributed job every rank passes its own batches and gets the scores of all.
+    The model is scored in evaluation mode. In a distributed job every rank passes its own batches and gets the scores
+    of all.
 
     Args:
         model: Any module, on any device.
         criterion: How to score.
-        batches: Batches on the model's device, (inputs, targets) for criteria that need logits; None for data-free criteria.
+        batches: Batches on the model's device, (inputs, targets) for criteria that need logits; None for data-free
+            criteria.
         loss_fn: `loss_fn(model, batch)`, the mean loss of a batch; None for data-free criteria.
         select: Which parameters are prunable; the default `Select()` when None.
 
@@ -47,7 +49,8 @@ def score(
     {'0.weight': (2, 2)}
     """
     batches = list(batches) if batches is not None else []
-    if criterion.needs_data and (loss_fn is None or (not batches and sync.rank_and_size()[1] == 1)):
+    no_data = criterion.needs_data and not batches and sync.rank_and_size()[1] == 1
+    if no_data or (criterion.needs_loss and loss_fn is None):
         raise PruneError(
             f"Expected batches and a loss function, which {type(criterion).__name__} needs; "
             f"found {len(batches)} batches and loss_fn={loss_fn!r}. Pass both."

@@ -39,7 +39,8 @@ class Select:
     Args:
         include: Shell patterns (`fnmatch`) on parameter or module names; None means all.
         exclude: Shell patterns of what to leave dense.
-        types: Class names, among Linear, Conv1d to Conv3d, ConvTranspose1d to 3d and MultiheadAttention; subclasses count.
+        types: Class names, among Linear, Conv1d to Conv3d, ConvTranspose1d to 3d and MultiheadAttention; subclasses
+            count.
         output_layer: Whether the output layer (the last Linear or Conv executed) is prunable.
         first_layer: Whether the first Linear or Conv executed is prunable.
 
@@ -72,7 +73,8 @@ class Select:
             Parameters by name, in `named_parameters()` order.
 
         Raises:
-            PruneError: If nothing is prunable, a pattern matches nothing, or a prunable layer's weight is not a plain parameter.
+            PruneError: If nothing is prunable, a pattern matches nothing, or a prunable layer's weight is not a plain
+            parameter.
         """
         layers = list(_weights(model))
         first, last = _ends(model, run)

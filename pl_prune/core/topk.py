@@ -1,7 +1,8 @@
 """Exact top-k over many tensors at once, in linear time and constant extra memory per chunk.
 
 A finite float, read as an integer, orders as its value does once negative numbers are flipped. The k-th largest
-key is found digit by digit (16 bits each) from histograms; ties at the threshold are kept in index order, so the result is
+key is found digit by digit (16 bits each) from histograms; ties at the threshold are kept in index order, so the
+result is
 one and the same on every device and in every version of torch.
 """
 

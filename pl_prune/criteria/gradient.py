@@ -14,7 +14,8 @@ class GradNorm(Criterion):
     """Score every entry by |g|, the absolute value of the gradient of the mean loss (GN).
 
     Source:
-        Gollini Navarrete et al., section 3, where it is named without a formula. Divergence from their code: the mean is over
+        Gollini Navarrete et al., section 3, where it is named without a formula. Divergence from their code: the mean
+        is over
         samples, not over batches, so a short last batch has no larger weight.
     """
 
@@ -37,8 +38,10 @@ class SNIP(Criterion):
     Equal to |dL/dc| for a mask c at c = 1, which is never materialised.
 
     Source:
-        Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity, equation 4. Divergences: scores are not divided by
-        their sum (the ranking is the same); the network is scored in evaluation mode at its own initialisation, in one mean over
+        Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity, equation 4. Divergences: scores
+        are not divided by
+        their sum (the ranking is the same); the network is scored in evaluation mode at its own initialisation, in
+        one mean over
         class-balanced samples (the paper takes one training batch; some implementations re-initialise a copy).
     """
 

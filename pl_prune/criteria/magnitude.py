@@ -21,6 +21,7 @@ class Magnitude(Criterion):
     """
 
     needs_data: ClassVar[bool] = False
+    needs_loss: ClassVar[bool] = False
 
     def __call__(self, probe: Probe) -> Scores:
         """Take absolute values.

@@ -22,12 +22,14 @@ class Random(Criterion):
         seed: Seed of the generator.
 
     Source:
-        The baseline of Gollini Navarrete et al. (What Scalable Second-Order Information Knows for Pruning at Initialization).
+        The baseline of Gollini Navarrete et al. (What Scalable Second-Order Information Knows for Pruning at
+        Initialization).
         Divergence: their code draws from the global random state.
     """
 
     seed: int = 0
     needs_data: ClassVar[bool] = False
+    needs_loss: ClassVar[bool] = False
 
     def __call__(self, probe: Probe) -> Scores:
         """Draw the scores, parameter by parameter in their order.

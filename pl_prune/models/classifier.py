@@ -11,7 +11,8 @@ from torchmetrics.classification import MulticlassAccuracy
 class ImageClassifier(LightningModule):
     """Train any network of logits by cross-entropy, and log loss and top-1 accuracy.
 
-    It knows nothing of pruning. The optimizer comes from the command line or the recipe; without one, SGD with momentum.
+    It knows nothing of pruning. The optimizer comes from the command line or the recipe; without one, SGD with
+    momentum.
 
     Args:
         network: Maps images (N, C, H, W) to logits (N, num_classes).

@@ -19,7 +19,8 @@ from pl_prune.core.select import is_layer
 def find_path(model: nn.Module, masks: MaskSet, run: Callable[[nn.Module, Any], object], batch: Any) -> bool | None:
     """Say whether any input reaches the output layer's result through kept weights.
 
-    One float64 pass of ones through |w| * mask, biases zero and norms neutral; each layer's result is rescaled, so that depth cannot
+    One float64 pass of ones through |w| * mask, biases zero and norms neutral; each layer's result is rescaled, so
+    that depth cannot
     overflow. Constants that a network adds (class tokens, position embeddings) count as inputs.
 
     Args:

@@ -126,6 +126,15 @@ def test_without_a_run_the_order_is_that_of_definition():
     assert list(Select(first_layer=False)(Steps("c", "b", "a"))) == ["b.weight"]
 
 
+def test_looking_at_the_execution_leaves_no_trace():
+    model = Steps("a", "c", "a", "b")
+    before = fingerprint(model)
+    assert selected(Select(), model) == ["a.weight", "c.weight"]
+    with pytest.raises(RuntimeError, match="mat1"):
+        Select()(model, lambda: model(torch.ones(1, 5)))
+    assert fingerprint(model) == before
+
+
 def test_patterns():
     model = nn.Sequential(mlp(), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 2))
     every = ["0.0.weight", "0.2.weight", "0.4.weight", "2.weight"]

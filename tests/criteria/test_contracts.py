@@ -26,7 +26,7 @@ from pl_prune import MaskSet
 from pl_prune.core.types import prune_count
 
 EXAMPLES = {"final": 0.8, "start": 2, "end": 20}
-FAST = settings(max_examples=50, deadline=None, derandomize=True)
+FAST = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 def concrete(base):
@@ -282,7 +282,7 @@ def test_the_count_is_exact_and_the_best_of_each_layer_stay(cls, scores, sparsit
 
 @every_allocation
 @FAST
-@given(score_sets(), st.lists(levels, min_size=2, max_size=5))
+@given(score_sets(), st.lists(levels, min_size=2, max_size=4))
 def test_masks_over_growing_sparsity_are_nested(cls, scores, sparsities):
     masks = [build(cls)(scores, s) for s in sorted(sparsities)]
     for denser, sparser in itertools.pairwise(masks):

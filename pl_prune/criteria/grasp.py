@@ -1,0 +1,60 @@
+"""Gradient signal preservation."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+from pl_prune.core.criterion import Criterion
+from pl_prune.core.neutral import batch_norms_in_training
+from pl_prune.core.probe import Probe
+from pl_prune.core.types import PruneError, Scores
+
+
+@dataclass(frozen=True)
+class GraSP(Criterion):
+    """Score every entry by w (H g): keep what preserves the gradient's norm, remove what increases it least to keep.
+
+    w (H g) is w times the gradient of |g|^2 / 2, so removing an entry of large negative score increases the
+    gradient's norm.
+
+    Args:
+        temperature: Divides the logits of the cross-entropy; 1 keeps the module's own loss.
+        inverted: Score by -w (H g), as the code of Gollini Navarrete et al. does, which keeps what the authors of
+            GraSP remove.
+        bn_mode: "eval" uses running statistics, so that cutting the data otherwise changes nothing; "train" uses
+            those of each batch and differentiates through them, as the
+            official code does.
+
+    Source:
+        Wang et al., Picking winning tickets before training by preserving gradient flow, equation 8. Divergences from
+        the official code: evaluation mode by default; the
+        final layer is not re-initialised; g is over the prunable weights. In that of Gollini Navarrete et al. the
+        sign is inverted, there is no temperature, and g spans
+        all parameters.
+    """
+
+    temperature: float = 200.0
+    inverted: bool = False
+    bn_mode: Literal["eval", "train"] = "eval"
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise PruneError(f"Expected a positive temperature; found {self.temperature}. The official value is 200.")
+
+    def __call__(self, probe: Probe) -> Scores:
+        """Take one gradient over all data, then one Hessian product with it.
+
+        Args:
+            probe: The model, its parameters and its data.
+
+        Returns:
+            Signed scores in float32, or float64 for float64 parameters.
+        """
+        tempered = probe.tempered(self.temperature)
+        with batch_norms_in_training(probe.model) if self.bn_mode == "train" else nullcontext():
+            tempered = tempered.fresh() if self.bn_mode == "train" else tempered
+            product = tempered.hvp(tempered.grads())
+        sign = -1 if self.inverted else 1
+        return {name: sign * p.detach() * product[name] for name, p in probe.params.items()}
