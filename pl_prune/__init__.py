@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pl_prune.callbacks.bn_warmup import BatchNormWarmup as BatchNormWarmup
     from pl_prune.callbacks.dense import Dense as Dense
     from pl_prune.callbacks.prune_at_init import PruneAtInit as PruneAtInit
     from pl_prune.callbacks.report import SparsityReport as SparsityReport
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "callbacks.bn_warmup": ["BatchNormWarmup"],
     "callbacks.dense": ["Dense"],
     "callbacks.prune_at_init": ["PruneAtInit"],
     "callbacks.report": ["SparsityReport"],

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from pl_prune.core import sync
 from pl_prune.core.allocate import Allocation
 from pl_prune.core.criterion import Criterion
+from pl_prune.core.initialise import Init, initialise_
 from pl_prune.core.iterate import iterate
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.probe import Probe, batch_size
@@ -24,6 +26,7 @@ from pl_prune.core.samples import Samples
 from pl_prune.core.sandbox import untouched
 from pl_prune.core.select import Select
 from pl_prune.core.types import Params, PruneError, Scores
+from pl_prune.core.warmup import pooled_moments, set_statistics, tracking_norms
 
 
 class Bridge:
@@ -72,6 +75,57 @@ class Bridge:
                 self.source = f"{sum(map(batch_size, batches))} samples{share} of {self._from}"
             probe = Probe(self.pl_module, self.prunable(), self.loss, batches, self._track)
             return iterate(criterion, probe, allocation, sparsity)
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Put the module's weights and buffers back if the body fails.
+
+        Yields:
+            None.
+        """
+        before = {name: tensor.detach().clone() for name, tensor in self.pl_module.state_dict().items()}
+        try:
+            yield
+        except BaseException:
+            self.pl_module.load_state_dict(before)
+            raise
+
+    def initialise(self, kind: Init) -> None:
+        """Draw the prunable weights anew, by the samples' seed.
+
+        Args:
+            kind: The distribution.
+        """
+        self.find_loader()
+        with self.quiet():
+            params = self.prunable()
+        initialise_(params, kind, self.samples.seed)
+
+    def warm_up_norms(self, batches: int) -> str:
+        """Set the running statistics of every batch norm to those of the data, and change nothing else.
+
+        Args:
+            batches: How many batches of the loader's size to read, over all ranks.
+
+        Returns:
+            What was done, in words.
+        """
+        if not tracking_norms(self.pl_module):
+            rank_zero_warn(
+                f"Expected batch norms with running statistics to warm up; found none in {type(self.pl_module).__name__}. "
+                "Set bn_warmup='never', or look at the initialisation instead (init='kaiming')."
+            )
+            return "no batch norm to warm up"
+        loader = self.find_loader()
+        size = loader.batch_size or self.samples.batch_size
+        samples = replace(self.samples, total=batches * size, batch_size=size)
+        with self.quiet():
+            data = [self._to_device(batch) for batch in samples.batches(loader, self._track, whole=True)]
+            moments, done = pooled_moments(
+                self.pl_module, self._track(data, "batch norms"), lambda batch: self.loss(self.pl_module, batch)
+            )
+        set_statistics(self.pl_module, moments, done)
+        return f"batch norms warmed up on {done} batches of {self._from}"
 
     def example(self) -> Any:
         """Return a small batch on the module's device, to see how the network runs; read inside `quiet`.

@@ -11,10 +11,12 @@ from pl_prune.callbacks.base import PruningCallback
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.core.allocate import Allocation, Global
 from pl_prune.core.criterion import Criterion
+from pl_prune.core.initialise import Init
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
 from pl_prune.core.types import PruneError, check_sparsity, describe
+from pl_prune.core.warmup import never_ran
 from pl_prune.criteria.gradient import SNIP
 from pl_prune.report.collapse import find_path
 from pl_prune.report.sparsity import layer_sparsity
@@ -35,6 +37,10 @@ class PruneAtInit(PruningCallback):
         on_layer_collapse: What to do when a layer loses everything, or no input reaches the output: "warn", "raise",
             or "repair" (allocate
             again with one entry kept in each layer, at the same exact count).
+        bn_warmup: Whether batch-norm statistics are set to those of the data before scoring: "auto" does so when the
+            criterion needs the loss and no batch norm has seen a batch yet.
+        warmup_batches: Batches of the loader's own size that the warm-up reads.
+        init: Draw the selected weights anew first; None keeps the module's own.
         name: Tells several callbacks of this class apart.
 
     Raises:
@@ -49,6 +55,9 @@ class PruneAtInit(PruningCallback):
         select: Select = Select(),
         samples: Samples = Samples(),
         on_layer_collapse: Literal["warn", "raise", "repair"] = "warn",
+        bn_warmup: Literal["auto", "always", "never"] = "auto",
+        warmup_batches: int = 20,
+        init: Init | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(select, samples, name)
@@ -57,6 +66,13 @@ class PruneAtInit(PruningCallback):
         self.sparsity = sparsity
         self.allocation = allocation
         self.on_layer_collapse = on_layer_collapse
+        if warmup_batches < 1:
+            raise PruneError(
+                f"Expected warmup_batches of 1 or more; found {warmup_batches}. Set bn_warmup='never' to skip it."
+            )
+        self.bn_warmup = bn_warmup
+        self.warmup_batches = warmup_batches
+        self.init = init
 
     @property
     def method(self) -> str:
@@ -75,7 +91,9 @@ class PruneAtInit(PruningCallback):
         Raises:
             PruneError: If scoring fails, or a layer collapses under `on_layer_collapse="raise"`.
         """
-        masks, scores = bridge.prune(self.criterion, self.allocation, self.sparsity)
+        with bridge.undone_on_error():
+            prepared = self._prepare(bridge)
+            masks, scores = bridge.prune(self.criterion, self.allocation, self.sparsity)
         blind = [name for name, score in scores.items() if not score.any()]
         if blind and self.criterion.rounds == 1:
             rank_zero_warn(
@@ -95,8 +113,20 @@ class PruneAtInit(PruningCallback):
                 raise PruneError(message)
             rank_zero_warn(message)
         kept, total = (sum(column) for column in zip(*masks.counts().values(), strict=True))
-        rank_zero_info(f"{self.state_key}: {self.method}, scored on {bridge.source}: {kept:,} of {total:,} kept.")
+        rank_zero_info(
+            f"{self.state_key}: {self.method}, {prepared}scored on {bridge.source}: {kept:,} of {total:,} kept."
+        )
         return masks
+
+    def _prepare(self, bridge: Bridge) -> str:
+        done = ""
+        if self.init is not None:
+            bridge.initialise(self.init)
+            done += f"weights drawn anew ({self.init}), "
+        fresh = self.criterion.needs_loss and never_ran(bridge.pl_module)
+        if self.bn_warmup == "always" or (self.bn_warmup == "auto" and fresh):
+            done += bridge.warm_up_norms(self.warmup_batches) + ", "
+        return done
 
     def _collapse(self, bridge: Bridge, masks: MaskSet) -> str:
         empty = [layer.name for layer in layer_sparsity(masks) if layer.collapsed]

@@ -77,13 +77,17 @@ class Samples:
         return [index for _, _, index in sorted(turns)]
 
     def batches(
-        self, loader: DataLoader[Any], track: Callable[[Iterable[Any], str], Iterable[Any]] | None = None
+        self,
+        loader: DataLoader[Any],
+        track: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+        whole: bool = False,
     ) -> list[Any]:
         """Read this rank's share of the samples, by a loader of our own; the loader given is not iterated.
 
         Args:
             loader: Whose data set, collation and workers to use.
             track: Wraps an iterable and a label, to show progress.
+            whole: Share out whole batches, the same at any number of ranks, and not single samples in turn.
 
         Returns:
             Batches as the loader's `collate_fn` makes them; without padding, so a rank may have none.
@@ -113,13 +117,14 @@ class Samples:
                 )
             stream = DataLoader(loader.dataset, batch_size=None, collate_fn=_as_is, **common)
             mine = list(islice(stream, self.total // size + (rank < self.total % size)))
-            groups = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
-            return [loader.collate_fn(group) for group in groups]
-        chosen = self.indices(loader.dataset, track)[rank::size]
+            parts = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+            return [loader.collate_fn(part) for part in parts]
+        chosen = self.indices(loader.dataset, track)
+        chosen = chosen if whole else chosen[rank::size]
+        groups = [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
         reader = DataLoader(
             _Seeded(loader.dataset, self.seed),
-            batch_size=self.batch_size,
-            sampler=chosen,
+            batch_sampler=groups[rank::size] if whole else groups,
             collate_fn=loader.collate_fn,
             **common,
         )

@@ -117,7 +117,7 @@ def test_parameter_objects_and_the_sanity_check_see_the_same_pruned_network(fit)
 
 
 def test_masks_equal_what_the_python_interface_gives(fit):
-    pruner = plp.PruneAtInit(plp.SNIP(), sparsity=0.7, allocation=plp.ERK())
+    pruner = plp.PruneAtInit(plp.SNIP(), sparsity=0.7, allocation=plp.ERK(), bn_warmup="never")
     torch.manual_seed(0)
     module = TinyModule()
     twin = copy.deepcopy(module)
@@ -374,7 +374,8 @@ def test_the_message_says_what_was_scored_on(fit, monkeypatch):
     monkeypatch.setattr("pl_prune.callbacks.prune_at_init.rank_zero_info", said.append)
     fit(plp.PruneAtInit())
     assert said == [
-        "PruneAtInit: SNIP() at sparsity 0.9, Global(), scored on 40 samples of the train set: 180 of 1,800 kept."
+        "PruneAtInit: SNIP() at sparsity 0.9, Global(), batch norms warmed up on 4 batches of the train set, "
+        "scored on 40 samples of the train set: 180 of 1,800 kept."
     ]
 
 
