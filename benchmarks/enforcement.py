@@ -15,8 +15,8 @@ import gc
 import io
 from collections.abc import Callable
 
+import timing
 import torch
-from timing import interleaved, line, now, parse, ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -67,9 +67,9 @@ class TimedEnforcement(Enforcement):
 
     def _timed(self, action: Callable[[], None]) -> None:
         device = str(next(iter(self.params.values())).device)
-        start = now(device)
+        start = timing.now(device)
         action()
-        self.spent += now(device) - start
+        self.spent += timing.now(device) - start
 
 
 def as_callbacks_do(model: nn.Module, optimizer: SGD, masks: pl_prune.MaskSet) -> TimedEnforcement:
@@ -115,7 +115,7 @@ def mask_bytes() -> int:
 
 
 def main() -> None:
-    options = parse(__doc__, repeats=5, batch=128)
+    options = timing.parse(__doc__, repeats=5, batch=128)
     dense, ours, timed, peer = (Training(options.device, options.batch) for _ in range(4))
     before = mask_bytes()
     masks = pl_prune.Global()(pl_prune.score(dense.model, pl_prune.Magnitude()), SPARSITY)
@@ -125,17 +125,19 @@ def main() -> None:
         f"sparsity {SPARSITY}; batch {options.batch}\n"
     )
 
-    line("bytes per selected parameter: MaskSet", f"{(mask_bytes() - before) / selected:.3f}", "1")
+    timing.line("bytes per selected parameter: MaskSet", f"{(mask_bytes() - before) / selected:.3f}", "1")
     enforcement = as_callbacks_do(timed.model, timed.optimizer, masks)
-    line("bytes per selected parameter: enforced as callbacks do", f"{(mask_bytes() - before) / selected:.3f}", "1")
+    timing.line(
+        "bytes per selected parameter: enforced as callbacks do", f"{(mask_bytes() - before) / selected:.3f}", "1"
+    )
     pl_prune.attach_masks(ours.optimizer, ours.model, masks)
-    line("bytes per selected parameter: after attach_masks", f"{(mask_bytes() - before) / selected:.3f}", "1")
+    timing.line("bytes per selected parameter: after attach_masks", f"{(mask_bytes() - before) / selected:.3f}", "1")
     layers = reparametrize(peer.model, masks)
     added = sum(layer.weight_mask.nbytes + layer.weight.nbytes for layer in layers)
-    line("bytes per selected parameter: torch.nn.utils.prune", f"{added / selected:.3f}")
+    timing.line("bytes per selected parameter: torch.nn.utils.prune", f"{added / selected:.3f}")
     file = io.BytesIO()
     torch.save(masks.state_dict(), file)
-    line("bits per selected parameter in a checkpoint", f"{8 * file.tell() / selected:.4f}", "about 1")
+    timing.line("bits per selected parameter in a checkpoint", f"{8 * file.tell() / selected:.4f}", "about 1")
 
     inside: list[float] = []
 
@@ -144,7 +146,7 @@ def main() -> None:
         timed.step()
         inside.append(enforcement.spent)
 
-    times = interleaved(
+    times = timing.interleaved(
         {
             "dense": dense.step,
             "attach_masks": ours.step,
@@ -155,17 +157,17 @@ def main() -> None:
         options.device,
     )
     times["inside"] = inside[1:]
-    ratio(times, "inside", "timed", "0.01", "time inside the enforcement / whole step")
-    ratio(times, "attach_masks", "torch.nn.utils.prune", "below 1", "step: attach_masks / torch.nn.utils.prune")
-    ratio(times, "attach_masks", "dense", what="step: attach_masks / dense")
-    ratio(times, "torch.nn.utils.prune", "dense", what="step: torch.nn.utils.prune / dense")
+    timing.ratio(times, "inside", "timed", "0.01", "time inside the enforcement / whole step")
+    timing.ratio(times, "attach_masks", "torch.nn.utils.prune", "below 1", "step: attach_masks / torch.nn.utils.prune")
+    timing.ratio(times, "attach_masks", "dense", what="step: attach_masks / dense")
+    timing.ratio(times, "torch.nn.utils.prune", "dense", what="step: torch.nn.utils.prune / dense")
 
     def fill() -> None:
         enforcement.zero_grads()
         enforcement.zero_weights()
 
-    alone = interleaved({"fill": fill, "product": lambda: product(layers)}, 5 * options.repeats, options.device)
-    ratio(alone, "fill", "product", "below 1", "masking alone: pl_prune / torch.nn.utils.prune")
+    alone = timing.interleaved({"fill": fill, "product": lambda: product(layers)}, 5 * options.repeats, options.device)
+    timing.ratio(alone, "fill", "product", "below 1", "masking alone: pl_prune / torch.nn.utils.prune")
 
 
 if __name__ == "__main__":

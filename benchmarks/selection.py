@@ -13,8 +13,8 @@ With `--device cuda` it also checks that CPU and CUDA give the same masks, ties 
 
 from __future__ import annotations
 
+import timing
 import torch
-from timing import in_fresh_process, interleaved, line, parse, peak_bytes, ratio
 from torch import Tensor
 
 import pl_prune
@@ -76,18 +76,18 @@ def peak(selection: str, device: str) -> int:
         "ten": lambda: [pl_prune.Global()(scores, s) for s in TEN],
         "flat": lambda: flat_topk(scores),
     }
-    return peak_bytes(functions[selection], device)
+    return timing.peak_bytes(functions[selection], device)
 
 
 def main() -> None:
-    options = parse(__doc__, repeats=7)
+    options = timing.parse(__doc__, repeats=7)
     allocation = pl_prune.Global()
     size = sum(torch.Size(shape).numel() for shape in resnet50_shapes())
     print(f"{size:,} scores in {len(resnet50_shapes())} tensors\n")
     for kind in KINDS:
         scores = make_scores(kind, options.device)
         flat = flatten(scores)
-        times = interleaved(
+        times = timing.interleaved(
             {
                 "one selection": lambda s=scores: allocation(s, SPARSITY),
                 "one topk": lambda f=flat: topk(f),
@@ -97,9 +97,9 @@ def main() -> None:
             options.repeats,
             options.device,
         )
-        ratio(times, "one selection", "one topk", "0.7", f"scores {kind}: one selection / one topk")
-        ratio(times, "ten nested masks", "one topk", "5", f"scores {kind}: ten nested masks / one topk")
-        ratio(times, "one selection", "usual code", "", f"scores {kind}: one selection / usual code with topk")
+        timing.ratio(times, "one selection", "one topk", "0.7", f"scores {kind}: one selection / one topk")
+        timing.ratio(times, "ten nested masks", "one topk", "5", f"scores {kind}: ten nested masks / one topk")
+        timing.ratio(times, "one selection", "usual code", "", f"scores {kind}: one selection / usual code with topk")
         check(kind, scores, options.device)
         del scores, flat
 
@@ -109,7 +109,7 @@ def main() -> None:
         ("ten", "peak memory in flat copies: ten masks, all held", ""),
         ("flat", "peak memory in flat copies: usual code with topk", ""),
     ):
-        line(what, f"{in_fresh_process(peak, selection, options.device) / copy:.2f}", limit)
+        timing.line(what, f"{timing.in_fresh_process(peak, selection, options.device) / copy:.2f}", limit)
 
 
 def check(kind: str, scores: dict[str, Tensor], device: str) -> None:

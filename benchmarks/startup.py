@@ -14,7 +14,7 @@ import subprocess
 import sys
 from statistics import median
 
-from timing import interleaved, line, seconds
+import timing
 
 LIGHTNING = "import lightning.pytorch"
 OURS = f"{LIGHTNING}, pl_prune"
@@ -32,7 +32,12 @@ def inside(use: str, repeats: int) -> list[float]:
 
 
 def show(what: str, value: float, rounds: list[float], limit: str = "") -> None:
-    line(what, seconds([value]), limit, f"rounds {seconds([min(rounds)])} .. {seconds([max(rounds)])}")
+    timing.line(
+        what,
+        timing.seconds([value]),
+        limit,
+        f"rounds {timing.seconds([min(rounds)])} .. {timing.seconds([max(rounds)])}",
+    )
 
 
 def main() -> None:
@@ -43,7 +48,9 @@ def main() -> None:
 
     programs = {statement: ("-c", statement) for statement in ("pass", "import pl_prune", LIGHTNING, OURS, CALLBACK)}
     programs[HELP] = ("-m", "pl_prune", "--help")
-    times = interleaved({name: lambda p=program: python(*p) for name, program in programs.items()}, options.repeats)
+    times = timing.interleaved(
+        {name: lambda p=program: python(*p) for name, program in programs.items()}, options.repeats
+    )
     for base, ours in (("pass", ["import pl_prune"]), (LIGHTNING, [OURS, CALLBACK])):
         show(base, median(times[base]), times[base])
         for more in ours:
@@ -56,7 +63,7 @@ def main() -> None:
 
     trace = python("-X", "importtime", *programs[HELP]).stderr.splitlines()
     modules = {text.rpartition("|")[2].strip().partition(".")[0] for text in trace}
-    line("imported by it, of torch and lightning", ", ".join(modules & {"torch", "lightning"}) or "none", "none")
+    timing.line("imported by it, of torch and lightning", ", ".join(modules & {"torch", "lightning"}) or "none", "none")
 
 
 if __name__ == "__main__":

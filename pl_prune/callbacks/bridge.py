@@ -20,8 +20,9 @@ from pl_prune.core.allocate import Allocation
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.initialise import Init, initialise_
 from pl_prune.core.iterate import iterate
+from pl_prune.core.loss import batch_size
 from pl_prune.core.masks import MaskSet
-from pl_prune.core.probe import Probe, batch_size
+from pl_prune.core.probe import Probe
 from pl_prune.core.samples import Samples
 from pl_prune.core.sandbox import untouched
 from pl_prune.core.select import Select

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pl_prune.callbacks.base import pruning_callbacks
 from pl_prune.callbacks.bridge import Bridge
+from pl_prune.core.loss import batch_size
 from pl_prune.core.masks import MaskSet
-from pl_prune.core.probe import batch_size
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
 from pl_prune.core.types import PruneError

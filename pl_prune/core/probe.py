@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
-from torch.utils._pytree import tree_leaves
 
 from pl_prune.core import sync
-from pl_prune.core.persample import cut, squared_sums
+from pl_prune.core.loss import Loss, batch_size, check_separable, checked_loss, class_logits
+from pl_prune.core.persample import squared_sums
 from pl_prune.core.types import Params, PruneError, Scores
 
 T = TypeVar("T")
-Loss = Callable[[nn.Module, Any], Tensor]
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
@@ -94,27 +93,7 @@ class Probe:
         Raises:
             PruneError: If the batch is of another form, or the model does not map its inputs to class logits.
         """
-        advice = "Use a criterion that needs the loss alone (SNIP, GradNorm), or temperature=1.0 where the criterion has one."
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
-            raise PruneError(
-                f"Expected batches of (inputs, labels), since this criterion needs logits; found {type(batch).__name__}. {advice}"
-            )
-        inputs, labels = batch[0], batch[1]
-        try:
-            logits = self.model(inputs)
-        except Exception as error:
-            raise PruneError(
-                f"Expected {type(self.model).__name__}.forward(inputs) to return logits; found {type(error).__name__}: {error}. {advice}"
-            ) from error
-        classes = (
-            isinstance(logits, Tensor) and logits.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point()
-        )
-        if not classes or len(logits) != len(labels):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise PruneError(
-                f"Expected logits (N, C) and integer labels (N,); found {found} and {tuple(labels.shape)} {labels.dtype}. {advice}"
-            )
-        return logits, labels
+        return class_logits(self.model, batch)
 
     def grads(self) -> Scores:
         """Return the gradient of the mean loss.
@@ -139,7 +118,8 @@ class Probe:
             def summed(part: Any) -> Tensor:
                 return self.batch_loss(part) * batch_size(part)
 
-            self._check_separable(batch, size)
+            assert self._loss is not None
+            check_separable(self._loss, self.model, batch, size)
             return squared_sums(self.model, self.params, summed, batch, size).values()
 
         return self.remember("squared gradients", lambda: self.mean("squared gradients", squares))
@@ -285,24 +265,7 @@ class Probe:
             PruneError: If the loss is anything else.
         """
         assert self._loss is not None
-        loss = self._loss(self.model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-            found = (
-                f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}" if isinstance(loss, Tensor) else f"{loss!r}"
-            )
-            raise PruneError(
-                f"Expected the loss of a batch to be a scalar tensor, its mean; found {found}. Reduce it with `.mean()`."
-            )
-        if not loss.isfinite():
-            raise PruneError(
-                f"Expected a finite loss; found {loss.item()}. Look at the inputs and at the initial weights; "
-                "a loss that overflows in half precision needs float32 weights."
-            )
-        if not loss.requires_grad:
-            raise PruneError(
-                "Expected a loss that depends on the prunable parameters; found one without a gradient. Remove `detach` or `no_grad`."
-            )
-        return loss.reshape(())
+        return checked_loss(self._loss, self.model, batch)
 
     def _summed_grads(self, batch: Any, size: int, _: int = 0) -> Iterable[Tensor]:
         params = list(self.params.values())
@@ -315,39 +278,3 @@ class Probe:
         return (
             torch.zeros(()).to(p) if grad is None else grad.mul_(size) for p, grad in zip(params, grads, strict=True)
         )
-
-    @torch.no_grad()
-    def _check_separable(self, batch: Any, size: int) -> None:
-        assert self._loss is not None
-        if size < 2:
-            return
-        together = float(self._loss(self.model, cut(batch, size, 0, 2)))
-        alone = [float(self._loss(self.model, cut(batch, size, i, i + 1))) for i in range(2)]
-        if abs(together - sum(alone) / 2) > 1e-3 * max(map(abs, [together, *alone])):
-            raise PruneError(
-                f"Expected the loss of a batch to be the mean of its samples' losses, for a per-sample criterion; "
-                f"found {together:.6g} for two samples of losses {alone[0]:.6g} and {alone[1]:.6g} "
-                "(class weights, a contrastive loss, batch norm in training mode). "
-                "Use a criterion of the mean gradient (SNIP, GradNorm), or per_sample=False."
-            )
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of samples of a batch: the first dimension of its first tensor.
-
-    Args:
-        batch: Tensors in any nesting of tuples, lists and dicts.
-
-    Returns:
-        The number of samples.
-
-    Raises:
-        PruneError: If no tensor has a dimension.
-    """
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return leaf.shape[0]
-    raise PruneError(
-        f"Expected a batch that holds a tensor whose first dimension counts samples; found {type(batch).__name__}. "
-        "Pass batches of tensors."
-    )

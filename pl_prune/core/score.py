@@ -9,7 +9,8 @@ from torch import nn
 
 from pl_prune.core import sync
 from pl_prune.core.criterion import Criterion
-from pl_prune.core.probe import Loss, Probe
+from pl_prune.core.loss import Loss
+from pl_prune.core.probe import Probe
 from pl_prune.core.sandbox import untouched
 from pl_prune.core.select import Select
 from pl_prune.core.types import Params, PruneError, Scores, check_scores

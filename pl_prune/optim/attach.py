@@ -51,6 +51,8 @@ class Enforcement:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         if gradient_hooks:
             for name, param in self.params.items():
+                if not param.requires_grad:
+                    continue
                 handle = param.register_post_accumulate_grad_hook(self._gradient_hook(name))  # type: ignore[no-untyped-call]
                 self._handles.append(handle)
 
@@ -92,7 +94,7 @@ def attach_masks(optimizer: Optimizer, model: nn.Module, masks: MaskSet) -> Enfo
         The enforcement; `detach()` ends it and leaves the weights as they are.
 
     Raises:
-        PruneError: If the masks do not fit the model, or the optimizer steps none of the masked parameters.
+        PruneError: If there is no mask, the masks do not fit the model, or the optimizer steps none of the masked parameters.
 
     >>> import torch, pl_prune as plp
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
@@ -104,6 +106,10 @@ def attach_masks(optimizer: Optimizer, model: nn.Module, masks: MaskSet) -> Enfo
     8
     """
     live = dict(model.named_parameters())
+    if not masks:
+        raise PruneError(
+            "Expected at least one mask to enforce; found none. Make masks with `score` and an allocation first."
+        )
     masks.check_fits(live)
     enforcement = Enforcement({name: live[name] for name in masks}, masks)
     enforcement.attach([optimizer])

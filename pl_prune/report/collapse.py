@@ -34,7 +34,7 @@ def find_path(model: nn.Module, masks: MaskSet, run: Callable[[nn.Module, Any], 
     """
     weights = {name: _as_flow(name, p.detach()) for name, p in model.named_parameters()}
     weights = {name: w * masks[name].to(w.device) if name in masks else w for name, w in weights.items()}
-    buffers = {name: b.abs().double() for name, b in model.named_buffers() if b.is_floating_point()}
+    buffers = {name: _positive(b.double()) for name, b in model.named_buffers() if b.is_floating_point()}
     ones = tree_map(lambda x: torch.ones_like(x, dtype=torch.float64) if _is_float(x) else x, batch)
     reached: list[bool] = []
     state = {f"model.{name}": tensor for name, tensor in {**weights, **buffers}.items()}
@@ -73,6 +73,10 @@ class _Shell(nn.Module):
 
     def forward(self, batch: Any) -> object:
         return self.run(self.model, batch)
+
+
+def _positive(buffer: Tensor) -> Tensor:
+    return buffer.abs() if bool(buffer.isfinite().all()) else buffer  # an attention mask of -inf must stay one
 
 
 def _is_float(value: object) -> bool:

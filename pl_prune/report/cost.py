@@ -69,10 +69,10 @@ def layer_macs(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
     names = {id(p): name for name, p in model.named_parameters()}
     macs: dict[str, int] = {}
 
-    def add(weight: Tensor | None, positions: int) -> None:
+    def add(weight: Tensor | None, positions: float) -> None:
         if weight is not None and id(weight) in names:
             name = names[id(weight)]
-            macs[name] = macs.get(name, 0) + weight.numel() * positions
+            macs[name] = macs.get(name, 0) + round(weight.numel() * positions)
 
     def after_layer(module: nn.Module, inputs: Any, output: Tensor) -> None:
         transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
@@ -92,7 +92,7 @@ def layer_macs(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
         ]
         tokens = [x.numel() // x.shape[-1] for x in (query, key, value)]
         if module.in_proj_weight is not None:
-            add(module.in_proj_weight, sum(tokens) // 3)
+            add(module.in_proj_weight, sum(tokens) / 3)  # a third of its rows works on each of query, key and value
         for weight, positions in zip(
             (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight), tokens, strict=True
         ):

@@ -27,7 +27,7 @@ class Problem:
 
 def mlp(dtype: torch.dtype = torch.float64) -> Problem:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.GELU(), nn.Linear(5, 3))
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
     return _with_data(model, (6,), dtype)
 
 
