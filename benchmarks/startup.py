@@ -34,9 +34,9 @@ def inside(use: str, repeats: int) -> list[float]:
 def show(what: str, value: float, rounds: list[float], limit: str = "") -> None:
     timing.line(
         what,
-        timing.seconds([value]),
+        timing.seconds(value),
         limit,
-        f"rounds {timing.seconds([min(rounds)])} .. {timing.seconds([max(rounds)])}",
+        f"rounds {timing.seconds(min(rounds))} .. {timing.seconds(max(rounds))}",
     )
 
 

@@ -1,7 +1,8 @@
 """What the benchmarks share: options, interleaved timing, peak memory, and a ratio printed beside its limit.
 
-To be imported before torch: threads that wait for each other must sleep, not spin. Where other programs use the cores
-too, spinning threads make code of many short operations look ten times slower than it is, and one long one does not.
+To be imported before torch: OpenMP threads that wait for each other sleep here instead of spinning (OMP_WAIT_POLICY in
+the environment overrides it). On idle cores that costs code of many short operations about half as much again; on cores
+that other programs use too, spinning makes such code ten times slower, and one long single-threaded operation not at all.
 """
 
 from __future__ import annotations

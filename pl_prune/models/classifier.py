@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -17,13 +16,11 @@ class ImageClassifier(LightningModule):
     Args:
         network: Maps images (N, C, H, W) to logits (N, num_classes).
         num_classes: Number of classes.
-        lr: Learning rate of the default optimizer.
     """
 
-    def __init__(self, network: nn.Module, num_classes: int = 10, lr: float = 0.1) -> None:
+    def __init__(self, network: nn.Module, num_classes: int = 10) -> None:
         super().__init__()
         self.network = network
-        self.lr = lr
         self.loss = nn.CrossEntropyLoss()
         self.train_acc, self.val_acc, self.test_acc = (
             MulticlassAccuracy(num_classes, average="micro") for _ in range(3)
@@ -81,14 +78,6 @@ class ImageClassifier(LightningModule):
             Class indices (N,).
         """
         return self(batch[0]).argmax(1)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the default optimizer.
-
-        Returns:
-            SGD with momentum 0.9 and weight decay 5e-4.
-        """
-        return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9, weight_decay=5e-4)
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         x, y = batch

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from criteria_list import criteria as pl_prune_criteria
 
 from pl_prune.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
-OVERLAYS, SWEEPS = ([p for p in FILES if p.parent.name == kind] for kind in ("loggers", "sweeps"))
-RECIPES = [p for p in FILES if p not in OVERLAYS + SWEEPS]
+OVERLAYS, SWEEPS, CRITERIA, SETTINGS = (
+    [p for p in FILES if p.parent.name == kind] for kind in ("loggers", "sweeps", "pai", "settings")
+)
+RECIPES = [p for p in FILES if p not in OVERLAYS + SWEEPS + CRITERIA + SETTINGS]
+QUICKSTART_SETTING = ROOT / "tests" / "cli" / "digits.yaml"
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
@@ -31,7 +37,62 @@ def run(*argv: str) -> int:
 
 def test_every_recipe_is_found():
     assert [p.relative_to(ROOT).as_posix() for p in RECIPES] == ["recipes/quickstart.yaml"]
-    assert (len(OVERLAYS), len(SWEEPS)) == (1, 1)
+    assert (len(OVERLAYS), len(SWEEPS), len(CRITERIA), len(SETTINGS)) == (1, 1, 16, 5)
+
+
+def test_every_criterion_has_a_recipe():
+    criteria = {type(c).__name__ for c in pl_prune_criteria()}
+    recipes = [yaml.safe_load(p.read_text())["prune"] for p in CRITERIA]
+    assert {r["init_args"]["criterion"].split(".")[-1] for r in recipes if isinstance(r, dict)} == criteria
+
+
+TINY = [
+    "--trainer.limit_train_batches=2",
+    "--trainer.limit_val_batches=2",
+    "--trainer.max_epochs=1",
+    "--trainer.accelerator=cpu",
+]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The variance of predictions", "ignore:.*every score is zero", "ignore:.*expected a signal path"
+)
+@pytest.mark.parametrize("recipe", CRITERIA, ids=lambda p: p.stem)
+def test_a_criterions_recipe_runs(recipe):
+    small = ["--prune.criterion.init_args.rounds=3"] if recipe.stem == "synflow" else []
+    files = [f"--config={recipe}", f"--config={QUICKSTART_SETTING}"]
+    assert run("fit", *files, *QUIET, *TINY, *small, "--trainer.logger=false") == 0
+
+
+def fake_cifar(root: Path, classes: int) -> None:
+    """CIFAR's file layout with a few random images; torchvision's checksums are switched off by the test."""
+    generator = np.random.default_rng(0)
+    files = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if classes == 10 else ["train", "test"]
+    folder = root / ("cifar-10-batches-py" if classes == 10 else "cifar-100-python")
+    folder.mkdir(parents=True)
+    for name in files:
+        images = generator.integers(0, 256, (32, 3072), dtype=np.uint8)
+        labels = [int(i) % classes for i in range(32)]
+        (folder / name).write_bytes(
+            pickle.dumps({"data": images, "labels" if classes == 10 else "fine_labels": labels})
+        )
+    meta, key = ("batches.meta", "label_names") if classes == 10 else ("meta", "fine_label_names")
+    (folder / meta).write_bytes(pickle.dumps({key: [str(i) for i in range(classes)]}))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Starting from v1.9.0", "ignore:.*expected a signal path", "ignore:.*every score is zero"
+)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda p: p.stem)
+def test_a_setting_runs(setting, tmp_path, monkeypatch):
+    classes = yaml.safe_load(setting.read_text())["data"]["init_args"]["classes"]
+    fake_cifar(tmp_path / "data", classes)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    files = [f"--config={ROOT / 'recipes' / 'pai' / 'magnitude.yaml'}", f"--config={setting}"]
+    small = ["--data.batch_size=4", "--data.workers=0", "--data.root=data"]
+    assert run("fit", *files, *QUIET, *TINY, *small) == 0
+    assert json.loads(next(Path().rglob("report.json")).read_text())["sparsity"] == pytest.approx(0.95, abs=1e-6)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.stem)
