@@ -311,6 +311,16 @@ def test_norms_are_the_identity_for_as_long_as_asked(norm):
     assert fingerprint(model.train()) == before
 
 
+def test_a_norm_that_somebody_replaced_already_gets_that_back():
+    model, x = nn.Sequential(nn.LayerNorm(2)), torch.ones(1, 2)
+    model[0].forward = lambda x: x + 1
+    with neutral_norms(model):
+        with neutral_norms(model):
+            assert model(x) is x
+        assert model(x) is x
+    assert model(x).tolist() == [[2.0, 2.0]]
+
+
 def test_norms_are_known_by_type_or_name():
     class MyLayerNorm2d(nn.Module):
         pass
