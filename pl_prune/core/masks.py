@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from pl_prune.core.types import PruneError
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = 1 << 20
+
 
 class MaskSet(Mapping[str, Tensor]):
     """Immutable masks by parameter name; `True` keeps an entry, `False` prunes it.
@@ -121,7 +124,7 @@ class MaskSet(Mapping[str, Tensor]):
         """
         self.check_fits(params)
         for name, pruned in self._pruned.items():
-            params[name].masked_fill_(pruned.to(params[name].device), 0)
+            _zero_(params[name], pruned)
 
     @torch.no_grad()
     def mask_grads_(self, params: Mapping[str, nn.Parameter]) -> None:
@@ -134,7 +137,7 @@ class MaskSet(Mapping[str, Tensor]):
         for name, pruned in self._pruned.items():
             grad = params[name].grad
             if grad is not None:
-                grad.masked_fill_(pruned.to(grad.device), 0)
+                _zero_(grad, pruned)
 
     def subset(self, names: Iterable[str]) -> MaskSet:
         """Return the masks of some parameters; they share memory with these.
@@ -274,6 +277,18 @@ class MaskSet(Mapping[str, Tensor]):
             sha.update(f"{name}{tuple(self._pruned[name].shape)}".encode())
             sha.update(bits.numpy().tobytes())
         return sha.hexdigest()
+
+
+def _zero_(tensor: Tensor, pruned: Tensor) -> None:
+    """Zero in place, NaN included, by a bitwise AND where `masked_fill_` is slow: on the CPU it is not vectorised."""
+    bits = _BITS.get(tensor.element_size())
+    plain = tensor.is_contiguous() and pruned.is_contiguous() and not tensor.is_complex()
+    if tensor.device.type != "cpu" or pruned.device.type != "cpu" or bits is None or not plain:
+        tensor.masked_fill_(pruned.to(tensor.device), 0)
+        return
+    values = torch.split(tensor.view(-1).view(bits), _CHUNK)
+    for part, gone in zip(values, torch.split(pruned.view(-1).view(torch.int8), _CHUNK), strict=True):
+        part.bitwise_and_(gone - 1)  # 1 - 1 has no bit set, 0 - 1 has all
 
 
 def _pack(mask: Tensor) -> Tensor:

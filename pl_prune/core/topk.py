@@ -43,16 +43,14 @@ def top_k(values: Sequence[Tensor], k: int, pool: Sequence[Tensor] | None = None
         whole = [torch.ones_like(v, dtype=torch.bool) for v in values] if pool is None else [p.clone() for p in pool]
         return whole if k else [torch.zeros_like(w) for w in whole]
 
-    prefix, rest = (
-        0,
-        k,
-    )  # the leading digits of the threshold key, and how many entries are wanted among those that share them
+    signed = any(bool(v.min() < 0) for v in values if v.numel())
+    # The leading digits of the threshold's key, and how many entries are wanted among those that share them.
+    prefix, rest = 0, k
     for shift in range(bits - _DIGIT, -1, -_DIGIT):
         histogram = torch.zeros(1 << _DIGIT, dtype=torch.int64)
         for chunk, inside in _chunks(values, pool):
-            histogram += _histogram(
-                _keys(chunk, dtype), inside, shift, None if shift + _DIGIT == bits else prefix
-            ).cpu()
+            leading = None if shift + _DIGIT == bits else prefix
+            histogram += _histogram(_keys(chunk, dtype, signed), inside, shift, leading).cpu()
         from_top = histogram.flip(0).cumsum(0)
         digit = int(torch.searchsorted(from_top, rest))
         rest -= int(from_top[digit - 1]) if digit else 0
@@ -62,7 +60,7 @@ def top_k(values: Sequence[Tensor], k: int, pool: Sequence[Tensor] | None = None
     marked = [torch.empty(v.shape, dtype=torch.bool, device=v.device) for v in values]
     flat = [torch.split(m.view(-1), _CHUNK) for m in marked]
     for out, (chunk, inside) in zip([c for m in flat for c in m], _chunks(values, pool), strict=True):
-        keys = _keys(chunk, dtype)
+        keys = _keys(chunk, dtype, signed)
         torch.gt(keys, threshold, out=out)
         if inside is not None:
             out &= inside
@@ -81,11 +79,11 @@ def _chunks(values: Sequence[Tensor], pool: Sequence[Tensor] | None) -> Iterator
         yield from zip(chunks, inside, strict=True)
 
 
-def _keys(chunk: Tensor, dtype: torch.dtype) -> Tensor:
-    """Signed integers in the order of the values; -0.0 is 0.0."""
+def _keys(chunk: Tensor, dtype: torch.dtype, signed: bool) -> Tensor:
+    """Signed integers in the order of the values; -0.0 is 0.0. Only negative numbers need work."""
     bits = torch.finfo(dtype).bits
     raw = (chunk.to(dtype) + 0.0).view(torch.int64 if bits == 64 else torch.int32)
-    return raw ^ ((raw >> (bits - 1)) & ((1 << (bits - 1)) - 1))
+    return raw.bitwise_xor_((raw >> (bits - 1)).bitwise_and_((1 << (bits - 1)) - 1)) if signed else raw
 
 
 def _histogram(keys: Tensor, inside: Tensor | None, shift: int, prefix: int | None) -> Tensor:
@@ -94,8 +92,8 @@ def _histogram(keys: Tensor, inside: Tensor | None, shift: int, prefix: int | No
         keys = keys[inside]
     bits = keys.element_size() * 8
     if prefix is None:
-        digits = (keys >> shift) + (1 << (_DIGIT - 1))
+        digits = (keys >> shift).add_(1 << (_DIGIT - 1))
     else:
         leading = prefix - (1 << (bits - shift - _DIGIT - 1))
-        digits = (keys[(keys >> (shift + _DIGIT)) == leading] >> shift) & ((1 << _DIGIT) - 1)
+        digits = (keys[(keys >> (shift + _DIGIT)) == leading] >> shift).bitwise_and_((1 << _DIGIT) - 1)
     return torch.bincount(digits, minlength=1 << _DIGIT)
