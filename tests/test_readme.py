@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from criteria_list import concrete
+
+import pl_prune
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -40,6 +43,13 @@ def test_the_page_on_criteria_shows_a_working_one():
     loss = lambda m, b: m(b[0]).square().mean()  # noqa: E731
     own = plp.score(model, space["WeightedGradient"](), batch, loss)
     assert torch.allclose(own["0.weight"], plp.score(model, plp.SNIP(), batch, loss)["0.weight"])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/prune_at_init.md"])
+def test_every_criterion_and_allocation_is_listed(page):
+    text = (ROOT / page).read_text()
+    for cls in concrete(pl_prune.Criterion) + (concrete(pl_prune.Allocation) if page == "README.md" else []):
+        assert f"`{cls.__name__}`" in text, cls.__name__
 
 
 def test_every_link_leads_somewhere():

@@ -21,7 +21,8 @@ class Allocation(ABC):
     """Decide where the kept entries go.
 
     Exactly `floor(sparsity * n + 1/2)` of n entries are pruned; ties go to the earlier parameter, then the lower flat
-    index; masks over growing sparsity are nested. The three floors hold together with the exact count.
+    index; masks over growing sparsity are nested. The three floors hold together with the exact count; a slice or
+    layer with fewer entries than its floor is kept whole.
 
     Args:
         min_keep_rows: Entries kept in every slice of dimension 0 (output channel of a Linear or Conv weight).
@@ -35,8 +36,11 @@ class Allocation(ABC):
 
     def __post_init__(self) -> None:
         for field in ("min_keep_rows", "min_keep_cols", "min_per_layer"):
-            if getattr(self, field) < 0:
-                raise PruneError(f"Expected {field} of 0 or more; found {getattr(self, field)}. Use 0 for no floor.")
+            floor = getattr(self, field)
+            if isinstance(floor, bool) or not isinstance(floor, int) or floor < 0:
+                raise PruneError(
+                    f"Expected {field} to be an integer of 0 or more; found {floor!r}. Use 0 for no floor."
+                )
 
     def __call__(self, scores: Mapping[str, Tensor], sparsity: float, within: MaskSet | None = None) -> MaskSet:
         """Select what to keep.

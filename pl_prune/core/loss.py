@@ -39,6 +39,8 @@ def checked_loss(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
             f"Expected the loss of a batch to be a scalar tensor, its mean; found {found}. Reduce it with `.mean()`."
         )
     if not value.isfinite():
+        if not batch_size(batch):
+            raise PruneError("Expected batches of at least one sample; found an empty one. Leave it out.")
         raise PruneError(
             f"Expected a finite loss; found {value.item()}. Look at the inputs and at the initial weights; "
             "a loss that overflows in half precision needs float32 weights."
@@ -101,7 +103,7 @@ def class_logits(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     inputs, labels = batch[0], batch[1]
     try:
         logits = model(inputs)
-    except Exception as error:
+    except (TypeError, AttributeError, NotImplementedError) as error:
         raise PruneError(
             f"Expected {type(model).__name__}.forward(inputs) to return logits; "
             f"found {type(error).__name__}: {error}. {advice}"

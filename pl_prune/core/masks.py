@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pl_prune.core.bits import pack, unpack, zero_
 from pl_prune.core.types import PruneError
-
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 20
 
 
 class MaskSet(Mapping[str, Tensor]):
@@ -124,7 +122,7 @@ class MaskSet(Mapping[str, Tensor]):
         """
         self.check_fits(params)
         for name, pruned in self._pruned.items():
-            _zero_(params[name], pruned)
+            zero_(params[name], pruned)
 
     @torch.no_grad()
     def mask_grads_(self, params: Mapping[str, nn.Parameter]) -> None:
@@ -137,7 +135,7 @@ class MaskSet(Mapping[str, Tensor]):
         for name, pruned in self._pruned.items():
             grad = params[name].grad
             if grad is not None:
-                _zero_(grad, pruned)
+                zero_(grad, pruned)
 
     def subset(self, names: Iterable[str]) -> MaskSet:
         """Return the masks of some parameters; they share memory with these.
@@ -241,7 +239,7 @@ class MaskSet(Mapping[str, Tensor]):
         """
         return {
             "shapes": {name: list(shape) for name, shape in self.shapes().items()},
-            "bits": {name: _pack(pruned.logical_not()) for name, pruned in self._pruned.items()},
+            "bits": {name: pack(pruned.logical_not()) for name, pruned in self._pruned.items()},
         }
 
     @classmethod
@@ -259,7 +257,7 @@ class MaskSet(Mapping[str, Tensor]):
         """
         try:
             shapes, bits = dict(state["shapes"]), dict(state["bits"])
-            return cls({name: _unpack(bits[name], tuple(shapes[name])) for name in {**shapes, **bits}})
+            return cls({name: unpack(bits[name], tuple(shapes[name])) for name in {**shapes, **bits}})
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise PruneError(
                 f"Expected the masks that `MaskSet.state_dict` wrote; found a damaged or foreign state ({error}). "
@@ -277,32 +275,3 @@ class MaskSet(Mapping[str, Tensor]):
             sha.update(f"{name}{tuple(self._pruned[name].shape)}".encode())
             sha.update(bits.numpy().tobytes())
         return sha.hexdigest()
-
-
-def _zero_(tensor: Tensor, pruned: Tensor) -> None:
-    """Zero in place, NaN included, by a bitwise AND where `masked_fill_` is slow: on the CPU it is not vectorised."""
-    bits = _BITS.get(tensor.element_size())
-    plain = tensor.is_contiguous() and pruned.is_contiguous() and not tensor.is_complex()
-    if tensor.device.type != "cpu" or pruned.device.type != "cpu" or bits is None or not plain:
-        tensor.masked_fill_(pruned.to(tensor.device), 0)
-        return
-    values = torch.split(tensor.view(-1).view(bits), _CHUNK)
-    for part, gone in zip(values, torch.split(pruned.view(-1).view(torch.int8), _CHUNK), strict=True):
-        part.bitwise_and_(gone - 1)  # 1 - 1 has no bit set, 0 - 1 has all
-
-
-def _pack(mask: Tensor) -> Tensor:
-    flat = mask.reshape(-1).cpu().view(torch.uint8)
-    padded = nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
-    packed = torch.zeros(padded.shape[0], dtype=torch.uint8)
-    for bit in range(8):
-        packed |= padded[:, bit] << bit
-    return packed
-
-
-def _unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    size = torch.Size(shape).numel()
-    if bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
-        raise ValueError(f"{bits.numel()} bytes of {bits.dtype} for shape {shape}")
-    spread = torch.stack([(bits >> bit) & 1 for bit in range(8)], dim=1)
-    return spread.reshape(-1)[:size].bool().reshape(shape)

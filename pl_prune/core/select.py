@@ -56,6 +56,11 @@ class Select:
     first_layer: bool = True
 
     def __post_init__(self) -> None:
+        for field in ("include", "exclude", "types"):
+            if isinstance(getattr(self, field), str):
+                raise PruneError(
+                    f"Expected {field} to be a list of names; found the string {getattr(self, field)!r}. Put it in a list."
+                )
         for kind in self.types:
             if kind not in _TYPES:
                 raise PruneError(

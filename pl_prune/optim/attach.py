@@ -42,11 +42,7 @@ class Enforcement:
             PruneError: If the optimizers step none of the parameters.
         """
         optimizers = list(optimizers)
-        stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-        if optimizers and not stepped & {id(p) for p in self.params.values()}:
-            raise PruneError(
-                "Expected an optimizer that steps the pruned parameters; found none of them in it. Build it from this model's parameters."
-            )
+        check_steps(optimizers, self.params)
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         if gradient_hooks:
@@ -82,6 +78,25 @@ class Enforcement:
         return hook
 
 
+def check_steps(optimizers: Iterable[Optimizer], params: Mapping[str, nn.Parameter]) -> None:
+    """Raise if there are optimizers, and none of them steps any of the parameters.
+
+    Args:
+        optimizers: The optimizers.
+        params: The pruned parameters.
+
+    Raises:
+        PruneError: If the optimizers were built for other parameters.
+    """
+    optimizers = list(optimizers)
+    stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    if optimizers and not stepped & {id(p) for p in params.values()}:
+        raise PruneError(
+            "Expected an optimizer that steps the pruned parameters; found none of them in it. "
+            "Build it from this model's parameters."
+        )
+
+
 def attach_masks(optimizer: Optimizer, model: nn.Module, masks: MaskSet) -> Enforcement:
     """Apply masks to a model and keep its zeros through a plain PyTorch training loop.
 
@@ -111,6 +126,7 @@ def attach_masks(optimizer: Optimizer, model: nn.Module, masks: MaskSet) -> Enfo
             "Expected at least one mask to enforce; found none. Make masks with `score` and an allocation first."
         )
     masks.check_fits(live)
+    check_steps([optimizer], {name: live[name] for name in masks})
     enforcement = Enforcement({name: live[name] for name in masks}, masks)
     enforcement.attach([optimizer])
     return enforcement

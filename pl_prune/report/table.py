@@ -46,7 +46,7 @@ class PruningReport:
     @property
     def sparsity(self) -> float:
         """Pruned fraction of the prunable parameters."""
-        return 1 - self.kept / self.total if self.total else 0.0
+        return (self.total - self.kept) / self.total if self.total else 0.0
 
     def collapsed(self) -> list[str]:
         """Name the layers of which nothing is left.
@@ -142,7 +142,7 @@ def compare(folders: Sequence[str | Path]) -> str:
         A table with a row for each run and a column for each metric that all of them have.
 
     Raises:
-        PruneError: If a folder holds no report.
+        PruneError: If there is no folder, or one holds no report.
     """
     reports = []
     for folder in folders:
@@ -151,7 +151,15 @@ def compare(folders: Sequence[str | Path]) -> str:
             raise PruneError(
                 f"Expected a finished run's report at {file}; found none. Add the callback SparsityReport to the run."
             )
-        reports.append(json.loads(file.read_text()))
+        try:
+            report = json.loads(file.read_text())
+            reports.append({key: report[key] for key in ("metrics", "sparsity", "cost")})
+        except (ValueError, KeyError, TypeError) as error:
+            raise PruneError(
+                f"Expected the report of SparsityReport in {file}; found something else ({error!r}). Run the fit again."
+            ) from error
+    if not reports:
+        raise PruneError("Expected at least one run folder; found none. Name the folders of finished runs.")
     shared = [m for m in reports[0]["metrics"] if all(m in r["metrics"] for r in reports)]
     head = ("run", "sparsity", "params kept", "MACs kept", *shared)
     rows = [

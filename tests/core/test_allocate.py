@@ -264,7 +264,7 @@ def test_floors_that_cannot_hold_within():
 
 @pytest.mark.parametrize("field", ["min_keep_rows", "min_keep_cols", "min_per_layer"])
 def test_floors_below_zero(field):
-    with expect_refusal(field, "of 0 or more", "found -1"):
+    with expect_refusal(field, "integer of 0 or more", "found -1"):
         plp.Global(**{field: -1})
 
 
