@@ -66,9 +66,12 @@ def top_k(values: Sequence[Tensor], k: int, pool: Sequence[Tensor] | None = None
             out &= inside
         if rest:
             tied = keys == threshold if inside is None else (keys == threshold) & inside
-            where = tied.nonzero()[:rest, 0]
-            out[where] = True
-            rest -= where.numel()
+            count = int(tied.count_nonzero())
+            if count <= rest:
+                out |= tied
+            else:
+                out[tied.nonzero()[:rest, 0]] = True
+            rest -= min(count, rest)
     return marked
 
 
@@ -95,5 +98,7 @@ def _histogram(keys: Tensor, inside: Tensor | None, shift: int, prefix: int | No
         digits = (keys >> shift).add_(1 << (_DIGIT - 1))
     else:
         leading = prefix - (1 << (bits - shift - _DIGIT - 1))
-        digits = (keys[(keys >> (shift + _DIGIT)) == leading] >> shift).bitwise_and_((1 << _DIGIT) - 1)
+        alike = (keys >> (shift + _DIGIT)) == leading
+        digits = (keys if bool(alike.all()) else keys[alike]) >> shift
+        digits = digits.bitwise_and_((1 << _DIGIT) - 1)
     return torch.bincount(digits, minlength=1 << _DIGIT)
