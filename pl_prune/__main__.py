@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(folders: Sequence[str]) -> int:
-    if not folders or folders[0] in ("-h", "--help"):
+    if folders and folders[0] in ("-h", "--help"):
         sys.stdout.write(
             "usage: pl-prune compare RUN_FOLDER [RUN_FOLDER ...]\n\nEach folder holds the report.json that SparsityReport writes.\n"
         )

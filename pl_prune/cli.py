@@ -38,6 +38,9 @@ class PruneCLI(LightningCLI):
         else:
             super().parse_arguments(parser, args)
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        return super()._instantiate_trainer(config, [cb for cb in callbacks if cb is not None])  # `--prune=null`
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the key `prune`.
 
@@ -54,6 +57,7 @@ class Inspect(PruneCLI):
     def before_instantiate_classes(self) -> None:
         """Switch off what would leave files."""
         self.config.fit.trainer.logger = False
+        self.config.fit.trainer.enable_model_summary = False
         self.save_config_callback = None
 
     def fit(self, model: Any, **kwargs: Any) -> None:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
@@ -44,6 +44,7 @@ class PruningCallback(Callback, ABC):
         self.name = name
         self.masks: MaskSet | None = None
         self._restored = False
+        self._restored_method = ""
         self._model: weakref.ref[LightningModule] | None = None
         self._enforcement: Enforcement | None = None
 
@@ -100,6 +101,11 @@ class PruningCallback(Callback, ABC):
                 "found no such state (a weights-only "
                 "checkpoint, one of a run without this callback, or a renamed callback). Resume from a full checkpoint of a "
                 "run with this callback and this name, or load the weights into the module yourself and start a new fit."
+            )
+        if self._restored and self._restored_method != self.method:
+            raise PruneError(
+                f"Expected the settings that the checkpoint's masks were made with, {self._restored_method!r}; found {self.method!r}. "
+                "Resume with the same settings, or start a new fit from the checkpoint's weights."
             )
         other_model = self._model is not None and self._model() is not pl_module
         if self.masks is None or (other_model and not self._restored):
@@ -163,6 +169,7 @@ class PruningCallback(Callback, ABC):
             )
         self.masks = MaskSet.from_state_dict(state_dict["masks"])
         self._restored = True
+        self._restored_method = state_dict.get("method", "")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume when the checkpoint holds masks that nobody here takes.
@@ -246,6 +253,10 @@ def _refuse(trainer: Trainer) -> None:
             "shards them. Train with strategy='ddp'."
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelPruning):
+            raise PruneError(
+                "Expected one tool that prunes; found Lightning's ModelPruning, which renames the parameters, beside pl_prune. Remove it."
+            )
         if isinstance(callback, (WeightAveraging, StochasticWeightAveraging)):
             raise PruneError(
                 f"Expected no weight averaging beside pruning, since the averaged copy would not stay sparse; "

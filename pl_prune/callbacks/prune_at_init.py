@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -15,7 +15,7 @@ from pl_prune.core.initialise import Init
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
-from pl_prune.core.types import PruneError, check_sparsity, describe
+from pl_prune.core.types import PruneError, check_choice, check_sparsity, check_type, describe
 from pl_prune.core.warmup import never_ran
 from pl_prune.criteria.gradient import SNIP
 from pl_prune.report.collapse import find_path
@@ -44,7 +44,7 @@ class PruneAtInit(PruningCallback):
         name: Tells several callbacks of this class apart.
 
     Raises:
-        PruneError: If the sparsity is outside [0, 1).
+        PruneError: If the sparsity is outside [0, 1), or another argument is not of its kind.
     """
 
     def __init__(
@@ -61,7 +61,14 @@ class PruneAtInit(PruningCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(select, samples, name)
+        check_type("criterion", criterion, Criterion, "for example pl_prune.SNIP()")
+        check_type("allocation", allocation, Allocation, "for example pl_prune.ERK()")
+        check_type("select", select, Select, "for example pl_prune.Select(exclude=['head'])")
+        check_type("samples", samples, Samples, "for example pl_prune.Samples(per_class=10)")
         check_sparsity(sparsity)
+        check_choice("on_layer_collapse", on_layer_collapse, ("warn", "raise", "repair"))
+        check_choice("bn_warmup", bn_warmup, ("auto", "always", "never"))
+        check_choice("init", init, (None, *get_args(Init)))
         self.criterion = criterion
         self.sparsity = sparsity
         self.allocation = allocation
@@ -107,7 +114,8 @@ class PruneAtInit(PruningCallback):
             masks, _ = bridge.prune(self.criterion, floor, self.sparsity)
             problem = self._collapse(bridge, masks)
         if problem:
-            advice = "Lower the sparsity, use ERK or Layerwise allocation, or set on_layer_collapse='repair'."
+            repair = "" if self.on_layer_collapse == "repair" else " or set on_layer_collapse='repair',"
+            advice = f"Lower the sparsity,{repair} or use ERK or Layerwise allocation."
             message = f"{self.method}: expected a signal path through every layer; found {problem}. {advice}"
             if self.on_layer_collapse == "raise":
                 raise PruneError(message)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from pl_prune.callbacks.base import pruning_callbacks
+from pl_prune.callbacks.base import pruning_callbacks, refuse_orphans
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.core.loss import batch_size
 from pl_prune.core.masks import MaskSet
@@ -40,6 +41,16 @@ class SparsityReport(Callback):
     def __init__(self, folder: str | None = None, select: Select = Select()) -> None:
         self.folder = folder
         self.select = select
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume when the checkpoint holds masks that no callback takes.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            checkpoint: The whole checkpoint.
+        """
+        refuse_orphans(trainer, checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the table.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from pl_prune.core.types import Scores
+from pl_prune.core.types import Scores, check_choice
 
 if TYPE_CHECKING:
     from pl_prune.core.probe import Probe
@@ -28,6 +28,11 @@ class Criterion(ABC):
     needs_loss: ClassVar[bool] = True
     can_return: ClassVar[bool] = False
     rounds: int = 1
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                check_choice(f"{type(self).__name__}.{name}", getattr(self, name), get_args(kind))
 
     @abstractmethod
     def __call__(self, probe: Probe) -> Scores:

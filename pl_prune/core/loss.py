@@ -92,9 +92,7 @@ def class_logits(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     Raises:
         PruneError: If the batch is of another form, or the model does not map its inputs to class logits.
     """
-    advice = (
-        "Use a criterion that needs the loss alone (SNIP, GradNorm), or temperature=1.0 where the criterion has one."
-    )
+    advice = "Use SNIP, GradNorm or a Fisher criterion, or GraSP or Hutchinson with temperature=1.0, which need the loss alone."
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
         raise PruneError(
             "Expected batches of (inputs, labels), since this criterion needs logits; "

@@ -100,6 +100,10 @@ class MaskSet(Mapping[str, Tensor]):
         Raises:
             PruneError: If a parameter is missing or has another shape; names them.
         """
+        if not isinstance(params, Mapping):
+            raise PruneError(
+                f"Expected parameters by name; found {type(params).__name__}. Pass `dict(model.named_parameters())`."
+            )
         problems = []
         for name, pruned in self._pruned.items():
             if name not in params:

@@ -13,7 +13,7 @@ from pl_prune.core.loss import Loss
 from pl_prune.core.probe import Probe
 from pl_prune.core.sandbox import untouched
 from pl_prune.core.select import Select
-from pl_prune.core.types import Params, PruneError, Scores, check_scores
+from pl_prune.core.types import Params, PruneError, Scores, check_scores, check_type
 
 
 def score(
@@ -49,6 +49,7 @@ def score(
     >>> {name: tuple(s.shape) for name, s in scores.items()}
     {'0.weight': (2, 2)}
     """
+    check_type("criterion", criterion, Criterion, "for example pl_prune.SNIP()")
     batches = list(batches) if batches is not None else []
     no_data = criterion.needs_data and not batches and sync.rank_and_size()[1] == 1
     if no_data or (criterion.needs_loss and loss_fn is None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from fractions import Fraction
 from typing import TypeAlias
@@ -87,6 +87,41 @@ def check_scores(scores: Mapping[str, Tensor]) -> None:
             f"Expected finite scores; found NaN or infinity in {_some(bad)}. "
             "Look for a diverged or overflowing loss, or for weights that are not finite."
         )
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise `PruneError` unless a value is one of those allowed.
+
+    Args:
+        name: What the value sets.
+        value: The value.
+        choices: The allowed ones.
+
+    Raises:
+        PruneError: If it is none of them.
+    """
+    if value not in choices:
+        allowed = ", ".join(map(repr, choices))
+        raise PruneError(f"Expected {name} to be one of {allowed}; found {value!r}. Choose one of them.")
+
+
+def check_type(name: str, value: object, kind: type, example: str) -> None:
+    """Raise `PruneError` unless a value is of a type.
+
+    Args:
+        name: What the value sets.
+        value: The value.
+        kind: Its type.
+        example: How to write one.
+
+    Raises:
+        PruneError: If it is of another type; a class in place of an instance is said to be one.
+    """
+    if not isinstance(value, kind):
+        found = (
+            f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {str(value)[:60]!r}"
+        )
+        raise PruneError(f"Expected {name} to be a {kind.__name__}; found {found}. Write {example}.")
 
 
 def describe(settings: object) -> str:

@@ -45,6 +45,7 @@ class GaussNewtonDiagonal(Criterion):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.probes < 1 or self.temperature <= 0:
             raise PruneError(
                 f"Expected at least one probe and a positive temperature; found probes={self.probes}, temperature={self.temperature}. "

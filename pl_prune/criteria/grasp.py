@@ -40,6 +40,7 @@ class GraSP(Criterion):
     bn_mode: Literal["eval", "train"] = "eval"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.temperature <= 0:
             raise PruneError(f"Expected a positive temperature; found {self.temperature}. The official value is 200.")
 

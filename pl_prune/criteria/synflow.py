@@ -39,6 +39,7 @@ class SynFlow(Criterion):
     needs_loss: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rounds < 1:
             raise PruneError(f"Expected at least one round; found {self.rounds}. The published number is 100.")
 
@@ -101,6 +102,7 @@ class SynFlow(Criterion):
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
             raise PruneError(
-                f"Expected batches of (inputs, ...) with floating-point inputs; found {found}. SynFlow is not defined for token indices."
+                f"Expected batches of (inputs, ...) with floating-point inputs; found {found}. SynFlow feeds ones in their place: "
+                "give the module `scoring_dataloader()` with such batches, or use another criterion."
             )
         return torch.ones_like(inputs[:1], dtype=torch.float64)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from pl_prune.core.masks import MaskSet
-from pl_prune.core.types import PruneError
+from pl_prune.core.types import PruneError, check_type
 
 
 class Enforcement:
@@ -109,7 +109,8 @@ def attach_masks(optimizer: Optimizer, model: nn.Module, masks: MaskSet) -> Enfo
         The enforcement; `detach()` ends it and leaves the weights as they are.
 
     Raises:
-        PruneError: If there is no mask, the masks do not fit the model, or the optimizer steps none of the masked parameters.
+        PruneError: If there is no mask, the masks do not fit the model, or the optimizer steps none of the masked
+        parameters.
 
     >>> import torch, pl_prune as plp
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
@@ -120,6 +121,8 @@ def attach_masks(optimizer: Optimizer, model: nn.Module, masks: MaskSet) -> Enfo
     >>> int((model[0].weight == 0).sum())
     8
     """
+    check_type("optimizer", optimizer, Optimizer, "attach_masks(optimizer, model, masks)")
+    check_type("model", model, nn.Module, "attach_masks(optimizer, model, masks)")
     live = dict(model.named_parameters())
     if not masks:
         raise PruneError(

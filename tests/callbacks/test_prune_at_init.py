@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TinyModule, tiny_data, tiny_loader
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -223,6 +223,9 @@ def test_resume_without_the_masks_is_refused(fit, tmp_path):
         (weights, plp.PruneAtInit(), "no such state"),
         (pruned, plp.PruneAtInit(name="other"), "PruneAtInit"),
         (pruned, plp.Dense(), "PruneAtInit"),
+        (pruned, plp.SparsityReport(), "PruneAtInit"),
+        (pruned, plp.PruneAtInit(sparsity=0.8), "SNIP.. at sparsity 0.9, Global.*found 'SNIP.. at sparsity 0.8"),
+        (pruned, plp.PruneAtInit(plp.GraSP()), "found 'GraSP"),
     ]:
         with pytest.raises(plp.PruneError, match=lacking):
             fit(callback, ckpt_path=path)
@@ -298,7 +301,9 @@ def test_two_callbacks_on_one_parameter_are_refused_and_parted_ones_are_not(fit)
 
 
 @pytest.mark.parametrize(
-    "averaging", [EMAWeightAveraging(), StochasticWeightAveraging(1e-2)], ids=lambda c: type(c).__name__
+    "averaging",
+    [EMAWeightAveraging(), StochasticWeightAveraging(1e-2), ModelPruning("l1_unstructured")],
+    ids=lambda c: type(c).__name__,
 )
 def test_weight_averaging_is_refused_rather_than_silently_dense(fit, averaging):
     with pytest.raises(plp.PruneError, match=type(averaging).__name__):
@@ -409,3 +414,30 @@ def test_a_progress_bar_waits_for_a_second(fit, monkeypatch, shown):
     fit(plp.PruneAtInit(), enable_progress_bar=shown, max_epochs=1)
     assert {"pl_prune: gradients", "pl_prune: scoring samples"} <= {b["desc"] for b in bars}
     assert all(b["delay"] == 1.0 and b["disable"] is not shown for b in bars)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: plp.PruneAtInit(plp.SNIP), r"criterion to be a Criterion; found the class SNIP.*pl_prune.SNIP\(\)"),
+        (lambda: plp.PruneAtInit("SNIP"), "found str 'SNIP'"),
+        (lambda: plp.PruneAtInit(0.9), "found float '0.9'"),
+        (lambda: plp.PruneAtInit(allocation=plp.ERK), "found the class ERK"),
+        (lambda: plp.PruneAtInit(select="net.0"), "select to be a Select"),
+        (lambda: plp.PruneAtInit(samples=64), "samples to be a Samples"),
+        (lambda: plp.PruneAtInit(sparsity=90), "Write 90 % as 0.9"),
+        (lambda: plp.PruneAtInit(init="xavierr"), "'normal', 'xavier', 'kaiming'; found 'xavierr'"),
+        (lambda: plp.PruneAtInit(bn_warmup="allways"), "found 'allways'"),
+        (lambda: plp.PruneAtInit(on_layer_collapse="raises"), "found 'raises'"),
+        (lambda: plp.GaussNewtonDiagonal("foo"), "GaussNewtonDiagonal.estimator to be one of 'gnb', 'sketch', 'exact'"),
+        (lambda: plp.GraSP(bn_mode="foo"), "GraSP.bn_mode"),
+        (lambda: plp.HutchinsonTaylor(probe_per="foo"), "HutchinsonTaylor.probe_per"),
+        (lambda: plp.FisherTaylor(taylor_sign="foo"), "FisherTaylor.taylor_sign"),
+        (lambda: plp.score(nn.Linear(1, 1), plp.SNIP), "found the class SNIP"),
+        (lambda: plp.attach_masks(nn.Linear(1, 1), None, None), "optimizer to be a Optimizer"),
+        (lambda: plp.MaskSet({"w": torch.ones(1).bool()}).apply_(nn.Linear(1, 1)), "named_parameters"),
+    ],
+)
+def test_wrong_arguments_are_named_at_once(make, said):
+    with pytest.raises(plp.PruneError, match=said):
+        make()

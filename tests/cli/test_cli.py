@@ -191,6 +191,7 @@ def test_overrides_reach_nested_settings():
         (["fit", "--config", QUICKSTART, "--prune.select.include=[network.fetures.0]"], "network.features.0"),
         (["inspect", "--config", QUICKSTART, "--prune=Dense"], "prunes at the start of the fit"),
         (["compare", "nowhere"], "nowhere/report.json"),
+        (["compare"], "at least one run folder"),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) else "",
 )
@@ -201,6 +202,11 @@ def test_bad_input_ends_in_a_message_and_status_two(arguments, said, capfd):
         status = exit_.code
     assert status == 2
     assert said in capfd.readouterr().err
+
+
+def test_null_switches_pruning_off():
+    assert run("fit", "--config", QUICKSTART, *QUIET, "--prune=null", "--trainer.max_epochs=1") == 0
+    assert json.loads(Path("runs/quickstart/snip/report.json").read_text())["method"] == "dense"
 
 
 def test_help_answers_without_torch():

@@ -351,7 +351,7 @@ def test_synflow_prunes_by_density_and_empties_no_layer_of_a_chain():
         (
             nn.Sequential(nn.Embedding(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)),
             (torch.ones(1, 2).long(),),
-            "token indices",
+            "floating-point inputs",
         ),
     ],
     ids=["sigmoid", "integers"],
