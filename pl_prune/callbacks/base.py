@@ -45,6 +45,7 @@ class PruningCallback(Callback, ABC):
         self.masks: MaskSet | None = None
         self._restored = False
         self._restored_method = ""
+        self._stage = "fit"
         self._model: weakref.ref[LightningModule] | None = None
         self._enforcement: Enforcement | None = None
 
@@ -77,6 +78,7 @@ class PruningCallback(Callback, ABC):
             pl_module: The module.
             stage: fit, validate, test or predict.
         """
+        self._stage = stage
         if stage == "fit":
             self._restored = False
             _refuse(trainer)
@@ -107,8 +109,8 @@ class PruningCallback(Callback, ABC):
                 f"Expected the settings that the checkpoint's masks were made with, {self._restored_method!r}; found {self.method!r}. "
                 "Resume with the same settings, or start a new fit from the checkpoint's weights."
             )
-        other_model = self._model is not None and self._model() is not pl_module
-        if self.masks is None or (other_model and not self._restored):
+        same_model = self._model is not None and self._model() is pl_module
+        if self.masks is None or not (self._restored or same_model):
             self.masks = self.make_masks(Bridge(trainer, pl_module, self.select, self.samples))
         self._model = weakref.ref(pl_module)
         self._put_in_force(trainer, pl_module, self.masks)
@@ -162,6 +164,8 @@ class PruningCallback(Callback, ABC):
         Raises:
             PruneError: If the state is damaged or of another version.
         """
+        if self._stage != "fit":  # to validate, test or predict needs no masks: the weights hold the zeros
+            return
         if state_dict.get(_MARK) != 1 or "masks" not in state_dict:
             raise PruneError(
                 f"Expected the state of a pruning callback, version 1, under {self.state_key!r}; found keys {sorted(state_dict)} "
@@ -204,8 +208,9 @@ class PruningCallback(Callback, ABC):
     def _refuse_overlap(self, trainer: Trainer, pl_module: LightningModule, select: Select) -> None:
         for other in pruning_callbacks(trainer):
             if other is not self and other.select is not None:
-                mine = select(pl_module)
-                if shared := [name for name in other.select(pl_module) if name in mine]:
+                mine = Bridge(trainer, pl_module, select, self.samples).selected()
+                theirs = Bridge(trainer, pl_module, other.select, self.samples).selected()
+                if shared := [name for name in theirs if name in mine]:
                     raise PruneError(
                         f"Expected one pruning callback for each parameter; found {self.state_key!r} and {other.state_key!r} both "
                         f"on {shared[0]!r} and {len(shared) - 1} more. Remove one, or part them with `select.include` and `select.exclude`."

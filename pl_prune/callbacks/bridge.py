@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
@@ -78,17 +79,23 @@ class Bridge:
             return iterate(criterion, probe, allocation, sparsity)
 
     @contextmanager
-    def undone_on_error(self) -> Iterator[None]:
-        """Put the module's weights and buffers back if the body fails.
+    def undone_on_error(self, weights: bool) -> Iterator[None]:
+        """Put the module's buffers back if the body fails.
+
+        Args:
+            weights: Put its parameters back too.
 
         Yields:
             None.
         """
-        before = {name: tensor.detach().clone() for name, tensor in self.pl_module.state_dict().items()}
+        tensors = [*self.pl_module.buffers(), *(self.pl_module.parameters() if weights else ())]
+        before = [(tensor, tensor.detach().clone()) for tensor in tensors]
         try:
             yield
         except BaseException:
-            self.pl_module.load_state_dict(before)
+            with torch.no_grad():
+                for tensor, value in before:
+                    tensor.copy_(value)
             raise
 
     def initialise(self, kind: Init) -> None:
@@ -138,6 +145,16 @@ class Bridge:
             two_each = replace(self.samples, total=2 * sync.rank_and_size()[1])
             self._example = self._read(self.find_loader(), two_each)[0]
         return self._example
+
+    def selected(self) -> list[str]:
+        """Return the names of the selected parameters.
+
+        Returns:
+            Parameter names.
+        """
+        self.find_loader()
+        with self.quiet():
+            return list(self.prunable())
 
     def prunable(self) -> Params:
         """Return the selected parameters, the output layer found by running one batch inside `quiet`.

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pl_prune.callbacks.base import PruningCallback
 from pl_prune.callbacks.bridge import Bridge
+from pl_prune.core import sync
 from pl_prune.core.allocate import Allocation, Global
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.initialise import Init
@@ -98,9 +99,12 @@ class PruneAtInit(PruningCallback):
         Raises:
             PruneError: If scoring fails, or a layer collapses under `on_layer_collapse="raise"`.
         """
-        with bridge.undone_on_error():
-            prepared = self._prepare(bridge)
-            masks, scores = bridge.prune(self.criterion, self.allocation, self.sparsity)
+        with bridge.undone_on_error(weights=self.init is not None):
+            return self._make_masks(bridge)
+
+    def _make_masks(self, bridge: Bridge) -> MaskSet:
+        prepared = self._prepare(bridge)
+        masks, scores = bridge.prune(self.criterion, self.allocation, self.sparsity)
         blind = [name for name, score in scores.items() if not score.any()]
         if blind and self.criterion.rounds == 1:
             rank_zero_warn(
@@ -140,5 +144,6 @@ class PruneAtInit(PruningCallback):
         empty = [layer.name for layer in layer_sparsity(masks) if layer.collapsed]
         with bridge.quiet():
             path = find_path(bridge.pl_module, masks, bridge.loss, bridge.example())
+        path = sync.of_rank_zero(path)
         found = [f"{len(empty)} empty layers ({', '.join(empty[:5])})"] if empty else []
         return " and ".join(found + (["no path from input to output"] if path is False else []))

@@ -10,7 +10,7 @@ from pl_prune.core.criterion import Criterion
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.probe import Probe
 from pl_prune.core.score import run_criterion
-from pl_prune.core.types import Scores, check_sparsity
+from pl_prune.core.types import PruneError, Scores, check_sparsity
 
 
 def iterate(criterion: Criterion, probe: Probe, allocation: Allocation, sparsity: float) -> tuple[MaskSet, Scores]:
@@ -43,7 +43,12 @@ def iterate(criterion: Criterion, probe: Probe, allocation: Allocation, sparsity
         for done in probe.track(range(1, criterion.rounds + 1), "rounds") if whole else [1]:
             last = done == criterion.rounds
             target = sparsity if last else 1 - (1 - sparsity) ** (done / criterion.rounds)
-            scores = run_criterion(criterion, probe.fresh())
+            scores, error = {}, None
+            try:
+                scores = run_criterion(criterion, probe.fresh())
+            except PruneError as caught:
+                error = caught
+            sync.agree(error)
             within = None if criterion.can_return else masks
             masks = _same(allocation, scores, target, within, device)
             if not last:

@@ -53,9 +53,8 @@ def checked_loss(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
     return value.reshape(())
 
 
-@torch.no_grad()
 def check_separable(loss: Loss, model: nn.Module, batch: Any, size: int) -> None:
-    """Raise unless the loss of two samples is the mean of their own losses.
+    """Raise unless the loss of the first eight samples is the mean of their own losses.
 
     Args:
         loss: The user's loss.
@@ -66,14 +65,15 @@ def check_separable(loss: Loss, model: nn.Module, batch: Any, size: int) -> None
     Raises:
         PruneError: If samples interact.
     """
-    if size < 2:
-        return
-    together = float(loss(model, cut(batch, size, 0, 2)))
-    alone = [float(loss(model, cut(batch, size, i, i + 1))) for i in range(2)]
-    if abs(together - sum(alone) / 2) > 1e-3 * max(map(abs, [together, *alone])):
+    count = min(size, 8)
+    together = loss(model, cut(batch, size, 0, count)).detach()
+    alone = [float(loss(model, cut(batch, size, i, i + 1)).detach()) for i in range(count)]
+    mean = sum(alone) / max(count, 1)
+    tolerance = max(1e-3, 8 * torch.finfo(together.dtype).eps)
+    if count > 1 and abs(float(together) - mean) > tolerance * max(abs(float(together)), *map(abs, alone)):
         raise PruneError(
             f"Expected the loss of a batch to be the mean of its samples' losses, for a per-sample criterion; "
-            f"found {together:.6g} for two samples of losses {alone[0]:.6g} and {alone[1]:.6g} "
+            f"found {float(together):.6g} for {count} samples whose own losses have the mean {mean:.6g} "
             "(class weights, a contrastive loss, batch norm in training mode). "
             "Use a criterion of the mean gradient (SNIP, GradNorm), or per_sample=False."
         )

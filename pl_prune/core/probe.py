@@ -19,6 +19,18 @@ T = TypeVar("T")
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
+def score_dtype(parameter: Tensor) -> torch.dtype:
+    """Return the precision of a parameter's scores.
+
+    Args:
+        parameter: The parameter.
+
+    Returns:
+        float64 for float64 parameters, else float32.
+    """
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
 def _silent(items: Iterable[T], _: str) -> Iterator[T]:
     return iter(items)
 
@@ -95,6 +107,22 @@ class Probe:
         """
         return class_logits(self.model, batch)
 
+    def weights(self) -> Scores:
+        """Return the weights in the precision of scores.
+
+        Returns:
+            Detached tensors in float32, or float64 for float64 parameters.
+        """
+        return {name: p.detach().to(score_dtype(p)) for name, p in self.params.items()}
+
+    def zeros(self) -> list[Tensor]:
+        """Return zeros in the precision of scores.
+
+        Returns:
+            Tensors in the order and shapes of `params`.
+        """
+        return [torch.zeros_like(p, dtype=score_dtype(p)) for p in self.params.values()]
+
     def grads(self) -> Scores:
         """Return the gradient of the mean loss.
 
@@ -151,7 +179,7 @@ class Probe:
 
         def product(batch: Any, size: int, _: int) -> Iterable[Tensor]:
             (result,) = self.batch_hvps(batch, [list(vector.values())])
-            return [hv.mul_(size) for hv in result]
+            return [hv * size for hv in result]
 
         return self.mean("Hessian products", product)
 
@@ -229,8 +257,7 @@ class Probe:
         Raises:
             PruneError: If there is no data, or a contribution fails on any rank.
         """
-        params = list(self.params.values())
-        total = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params]
+        total = self.zeros()
         count, error = 0, None
         try:
             if self._loss is None or (not self.batches and sync.rank_and_size()[1] == 1):
@@ -275,6 +302,4 @@ class Probe:
                 "Expected a loss that depends on the prunable parameters; found that it depends on none of them. "
                 "Look at what the loss is computed from, or change the selection."
             )
-        return (
-            torch.zeros(()).to(p) if grad is None else grad.mul_(size) for p, grad in zip(params, grads, strict=True)
-        )
+        return (torch.zeros(()).to(p) if grad is None else grad * size for p, grad in zip(params, grads, strict=True))

@@ -50,18 +50,18 @@ def score(
     {'0.weight': (2, 2)}
     """
     check_type("criterion", criterion, Criterion, "for example pl_prune.SNIP()")
-    batches = list(batches) if batches is not None else []
-    no_data = criterion.needs_data and not batches and sync.rank_and_size()[1] == 1
-    if no_data or (criterion.needs_loss and loss_fn is None):
-        raise PruneError(
-            f"Expected batches and a loss function, which {type(criterion).__name__} needs; "
-            f"found {len(batches)} batches and loss_fn={loss_fn!r}. Pass both."
-        )
     select = select or Select()
     with untouched(model):
-        run = (lambda: loss_fn(model, batches[0])) if loss_fn is not None and batches else None
+        data = list(batches) if batches is not None else []
+        no_data = criterion.needs_data and not data and sync.rank_and_size()[1] == 1
+        if no_data or (criterion.needs_loss and loss_fn is None):
+            raise PruneError(
+                f"Expected batches and a loss function, which {type(criterion).__name__} needs; "
+                f"found {len(data)} batches and loss_fn={loss_fn!r}. Pass both."
+            )
+        run = (lambda: loss_fn(model, data[0])) if loss_fn is not None and data else None
         params = select(model, run)
-        return run_criterion(criterion, Probe(model, params, loss_fn, batches))
+        return run_criterion(criterion, Probe(model, params, loss_fn, data))
 
 
 def run_criterion(criterion: Criterion, probe: Probe) -> Scores:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -154,8 +153,7 @@ def _ends(model: nn.Module, run: Callable[[], object] | None) -> tuple[nn.Module
     if run is not None:
         hooks = [m.register_forward_hook(note) for m in defined]
         try:
-            with torch.no_grad():
-                run()
+            run()
         finally:
             for hook in hooks:
                 hook.remove()

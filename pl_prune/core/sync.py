@@ -87,6 +87,22 @@ def masks_of_rank_zero(make: Callable[[], MaskSet], device: Any = "cpu") -> Mask
     return masks.to(device)
 
 
+def of_rank_zero(value: Any) -> Any:
+    """Give every rank the value of rank 0, so that all decide alike.
+
+    Args:
+        value: This rank's value; it pickles.
+
+    Returns:
+        Rank 0's.
+    """
+    if rank_and_size()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def check_same(masks: MaskSet) -> None:
     """Raise unless every rank holds the same masks.
 

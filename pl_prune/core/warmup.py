@@ -72,15 +72,17 @@ def pooled_moments(
 
     def watched(name: str, norm: _BatchNorm) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
-            flat = x.transpose(0, 1).flatten(1).double()
+            flat = x.detach().transpose(0, 1).flatten(1).double()
             n = torch.full((len(flat),), float(flat.shape[1]), dtype=torch.float64)
             moments[name] += torch.stack([n, flat.sum(1).cpu(), flat.square().sum(1).cpu()])
+            if flat.shape[1] < 2:  # one value has no variance
+                return batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
             return batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
 
         return forward
 
     try:
-        with untouched(model), torch.no_grad():
+        with untouched(model):
             for name, norm in norms.items():
                 norm.__dict__["forward"] = watched(name, norm)  # `untouched` takes it away again
             for batch in batches:

@@ -86,7 +86,7 @@ class FisherPruning(Criterion):
             Scores in float32, or float64 for float64 parameters.
         """
         fisher = _fisher(probe, self.per_sample)
-        return {name: p.detach().square() * fisher[name] / 2 for name, p in probe.params.items()}
+        return {name: w.square() * fisher[name] / 2 for name, w in probe.weights().items()}
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,4 @@ class FisherTaylor(Criterion):
             Scores in float32, or float64 for float64 parameters.
         """
         fisher, grads = _fisher(probe, self.per_sample), probe.grads()
-        return {
-            name: taylor(p.detach(), grads[name], fisher[name], self.taylor_sign) for name, p in probe.params.items()
-        }
+        return {name: taylor(w, grads[name], fisher[name], self.taylor_sign) for name, w in probe.weights().items()}

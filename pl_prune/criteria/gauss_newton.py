@@ -71,7 +71,7 @@ class GaussNewtonDiagonal(Criterion):
         def contribution(batch: Any, size: int, _: int) -> Iterable[Tensor]:
             with torch.no_grad():
                 classes = probe.logits(batch)[0].shape[1]
-            total = [torch.zeros_like(p) for p in probe.params.values()]
+            total = probe.zeros()
             for c in range(classes):
 
                 def loss(part: Any, c: int = c) -> Tensor:
@@ -88,7 +88,7 @@ class GaussNewtonDiagonal(Criterion):
 
     def _sampled(self, probe: Probe) -> Scores:
         samples = probe.sample_count()
-        total = {name: torch.zeros_like(p) for name, p in probe.params.items()}
+        total = dict(zip(probe.params, probe.zeros(), strict=True))
         for k in range(self.probes):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + k)
             uniform = torch.rand(samples, generator=generator, dtype=torch.float64)
@@ -102,7 +102,9 @@ class GaussNewtonDiagonal(Criterion):
                 mine = torch.tensor([probe.sample_number(first + i) for i in range(size)])
                 if self.estimator == "gnb":
                     drawn = (
-                        (uniform[mine].to(p.device)[:, None] > p.double().cumsum(1)).sum(1).clamp(max=p.shape[1] - 1)
+                        (uniform[mine].to(p.device)[:, None] > p.double().cpu().cumsum(1).to(p.device))
+                        .sum(1)
+                        .clamp(max=p.shape[1] - 1)
                     )
                     v = p - torch.nn.functional.one_hot(drawn, p.shape[1])
                 else:
@@ -146,7 +148,7 @@ class GaussNewtonPruning(GaussNewtonDiagonal):
             Non-negative scores in float32, or float64 for float64 parameters.
         """
         diagonal = self._diagonal(probe)
-        return {name: p.detach().square() * diagonal[name] / 2 for name, p in probe.params.items()}
+        return {name: w.square() * diagonal[name] / 2 for name, w in probe.weights().items()}
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,4 @@ class GaussNewtonTaylor(GaussNewtonDiagonal):
             Scores in float32, or float64 for float64 parameters.
         """
         diagonal, grads = self._diagonal(probe), probe.tempered(self.temperature).grads()
-        return {
-            name: taylor(p.detach(), grads[name], diagonal[name], self.taylor_sign) for name, p in probe.params.items()
-        }
+        return {name: taylor(w, grads[name], diagonal[name], self.taylor_sign) for name, w in probe.weights().items()}

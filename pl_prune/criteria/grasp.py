@@ -58,4 +58,4 @@ class GraSP(Criterion):
             tempered = tempered.fresh() if self.bn_mode == "train" else tempered
             product = tempered.hvp(tempered.grads())
         sign = -1 if self.inverted else 1
-        return {name: sign * p.detach() * product[name] for name, p in probe.params.items()}
+        return {name: sign * w * product[name] for name, w in probe.weights().items()}

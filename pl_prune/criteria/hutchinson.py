@@ -73,7 +73,7 @@ class HutchinsonDiagonal(Criterion):
         shared = _Signs(probe, self.probes, self.seed) if self.probe_per == "round" else None
 
         def contribution(batch: Any, size: int, first: int) -> Iterable[Tensor]:
-            total = [torch.zeros_like(p) for p in probe.params.values()]
+            total = probe.zeros()
             parts = [(batch, shared, size)]
             if shared is None:
                 # One sample after another, each with probes that its place in the data decides.
@@ -85,7 +85,7 @@ class HutchinsonDiagonal(Criterion):
                 assert signs is not None
                 for k, product in enumerate(probe.batch_hvps(part, signs.vectors())):
                     for sum_, hv, z in zip(total, product, signs.vector(k), strict=True):
-                        sum_.addcmul_(hv, z, value=weight / self.probes)
+                        sum_.addcmul_(hv.to(sum_.dtype), z.to(sum_.dtype), value=weight / self.probes)
             return total
 
         return probe.mean("Hutchinson probes", contribution)
@@ -116,7 +116,7 @@ class HutchinsonPruning(HutchinsonDiagonal):
             Signed scores in float32, or float64 for float64 parameters.
         """
         diagonal = self._diagonal(probe)
-        return {name: p.detach().square() * diagonal[name] / 2 for name, p in probe.params.items()}
+        return {name: w.square() * diagonal[name] / 2 for name, w in probe.weights().items()}
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,7 @@ class HutchinsonTaylor(HutchinsonDiagonal):
             Scores in float32, or float64 for float64 parameters.
         """
         diagonal, grads = self._diagonal(probe), probe.tempered(self.temperature).grads()
-        return {
-            name: taylor(p.detach(), grads[name], diagonal[name], self.taylor_sign) for name, p in probe.params.items()
-        }
+        return {name: taylor(w, grads[name], diagonal[name], self.taylor_sign) for name, w in probe.weights().items()}
 
 
 class _Signs:

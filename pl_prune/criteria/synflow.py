@@ -76,6 +76,11 @@ class SynFlow(Criterion):
                 total = flow(ones)
                 with torch.no_grad():
                     doubled = flow(2 * ones)
+        except (TypeError, NotImplementedError, AttributeError) as error:
+            raise PruneError(
+                f"Expected {type(probe.model).__name__}.forward(inputs) to run; found {type(error).__name__}: {error}. "
+                "SynFlow needs it: define it, or use another criterion."
+            ) from error
         finally:
             torch.set_default_dtype(default)
             torch.backends.mha.set_fastpath_enabled(fast)
@@ -97,6 +102,10 @@ class SynFlow(Criterion):
         }
 
     def _ones(self, probe: Probe) -> Tensor:
+        if not probe.batches:
+            raise PruneError(
+                "Expected a batch on every rank, for its shape; found a rank without one. Pass at least one sample each."
+            )
         batch = probe.batches[0]
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():

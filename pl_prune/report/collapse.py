@@ -48,7 +48,6 @@ def find_path(model: nn.Module, masks: MaskSet, run: Callable[[nn.Module, Any], 
     with ExitStack() as stack:
         stack.enter_context(untouched(model))
         stack.enter_context(neutral_norms(model))
-        stack.enter_context(torch.no_grad())
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         stack.callback(torch.set_default_dtype, dtype)
         torch.backends.mha.set_fastpath_enabled(False)

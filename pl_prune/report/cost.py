@@ -102,7 +102,6 @@ def layer_macs(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(untouched(model))
-        stack.enter_context(torch.no_grad())
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
         for module in model.modules():
