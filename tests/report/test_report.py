@@ -415,3 +415,22 @@ def test_runs_side_by_side(tmp_path):
 def test_a_folder_without_a_report(tmp_path):
     with expect_refusal(str(tmp_path / "report.json"), "found none", "SparsityReport"):
         compare([tmp_path])
+
+
+class Preprocessed(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.first, self.activation, self.last = nn.Linear(3, 3), activation, nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(self.activation(self.first((x - 128) / 64)))
+
+
+@pytest.mark.parametrize(
+    ("activation", "kept", "path"),
+    [(nn.ReLU(), True, True), (nn.ReLU(), False, False), (nn.Sigmoid(), True, None), (nn.Sigmoid(), False, None)],
+    ids=str,
+)
+def test_path_does_not_trust_preprocessing_or_constants(activation, kept, path):
+    masks = MaskSet({"first.weight": torch.full((3, 3), kept)})
+    assert find_path(Preprocessed(activation), masks, run, torch.rand(2, 3)) is path
