@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pl_prune.core.select import is_layer
-from pl_prune.core.types import Params
+from pl_prune.core.types import Params, score_dtype
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -37,7 +37,7 @@ def squared_sums(
     fast = _from_hooks(model, params, loss, batch, size)
     if fast is not None:
         return fast
-    total = {name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in params.items()}
+    total = {name: torch.zeros_like(p, dtype=score_dtype(p)) for name, p in params.items()}
     for i in range(size):
         grads = torch.autograd.grad(loss(cut(batch, size, i, i + 1)), list(params.values()), allow_unused=True)
         for sum_, grad in zip(total.values(), grads, strict=True):

@@ -13,22 +13,10 @@ from torch.nn.functional import cross_entropy
 from pl_prune.core import sync
 from pl_prune.core.loss import Loss, batch_size, check_separable, checked_loss, class_logits
 from pl_prune.core.persample import squared_sums
-from pl_prune.core.types import Params, PruneError, Scores
+from pl_prune.core.types import Params, PruneError, Scores, score_dtype
 
 T = TypeVar("T")
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
-
-
-def score_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the precision of a parameter's scores.
-
-    Args:
-        parameter: The parameter.
-
-    Returns:
-        float64 for float64 parameters, else float32.
-    """
-    return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def _silent(items: Iterable[T], _: str) -> Iterator[T]:

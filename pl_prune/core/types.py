@@ -89,6 +89,18 @@ def check_scores(scores: Mapping[str, Tensor]) -> None:
         )
 
 
+def score_dtype(parameter: Tensor) -> torch.dtype:
+    """Return the precision of a parameter's scores.
+
+    Args:
+        parameter: The parameter.
+
+    Returns:
+        float64 for float64 parameters, else float32.
+    """
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise `PruneError` unless a value is one of those allowed.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.probe import Probe
-from pl_prune.core.types import Scores
+from pl_prune.core.types import Scores, score_dtype
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,4 @@ class Magnitude(Criterion):
         Returns:
             Scores in float32, or float64 for float64 parameters.
         """
-        return {
-            name: p.detach().abs().to(torch.promote_types(p.dtype, torch.float32)) for name, p in probe.params.items()
-        }
+        return {name: p.detach().abs().to(score_dtype(p)) for name, p in probe.params.items()}
