@@ -99,8 +99,10 @@ def _from_hooks(
 
 
 def _agree(found: Tensor, expected: Tensor | None) -> bool:
-    difference = found if expected is None else found - expected
-    return float(difference.abs().max()) <= max(1e-3, 8 * torch.finfo(found.dtype).eps) * float(found.abs().max())
+    if expected is None:
+        return not bool(found.any())
+    tolerance = max(1e-3, 8 * torch.finfo(expected.dtype).eps)
+    return float((found - expected).abs().max()) <= tolerance * float(found.abs().max())
 
 
 @torch.no_grad()
@@ -108,10 +110,12 @@ def _squares(layer: nn.Module, used: list[tuple[Tensor, Tensor]], size: int) -> 
     """Return the sum of squares and the sum of the per-sample gradients of a layer's weight."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
+    dtype = score_dtype(weight)
+    used = [(x.to(dtype), g.to(dtype)) for x, g in used]
     if isinstance(layer, nn.Linear) and len(used) == 1 and used[0][0].ndim == 2:
         x, g = used[0]
         return g.square().T @ x.square(), g.T @ x
-    squares, sums = torch.zeros_like(weight), torch.zeros_like(weight)
+    squares, sums = torch.zeros_like(weight, dtype=dtype), torch.zeros_like(weight, dtype=dtype)
     for i in range(size):
         of_sample = [_weight_grad(layer, x[i : i + 1], g[i : i + 1]) for x, g in used]
         if of_sample:
@@ -125,7 +129,7 @@ def _weight_grad(layer: Any, x: Tensor, grad: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
     weight_grad: Tensor = torch.ops.aten.convolution_backward(
-        grad, x, layer.weight, None, layer.stride, layer.padding, layer.dilation,
+        grad, x, layer.weight.to(x.dtype), None, layer.stride, layer.padding, layer.dilation,
         isinstance(layer, _TRANSPOSED), layer.output_padding, layer.groups, [False, True, False],
     )[1]  # fmt: skip
     return weight_grad

@@ -33,8 +33,8 @@ class GaussNewtonDiagonal(Criterion):
         seed: Seed of the probes, drawn on the CPU.
 
     Source:
-        The label-sampling estimator is that of Wei et al., Implicit regularization of dropout, as used by Liu et al.
-        (Sophia), algorithm 2 (Gauss-Newton-Bartlett). Divergence: it is the mean over probes, over
+        The label-sampling estimator is that of Liu et al. (Sophia), algorithm 2 (Gauss-Newton-Bartlett). Divergence:
+        it is the mean over probes, over
         all samples of the scoring set and all ranks, not a running average. Not a method of Gollini Navarrete et al.:
         a better estimate of their HD is another method.
     """

@@ -14,10 +14,10 @@ from pl_prune.core.types import PruneError, Scores
 
 @dataclass(frozen=True)
 class GraSP(Criterion):
-    """Score every entry by w (H g): keep what preserves the gradient's norm, remove what increases it least to keep.
+    """Score every entry by w (H g), to first order the loss of gradient norm when it is removed.
 
-    w (H g) is w times the gradient of |g|^2 / 2, so removing an entry of large negative score increases the
-    gradient's norm.
+    w (H g) is w times the gradient of |g|^2 / 2: the entries of the lowest scores, whose removal raises the norm of the
+    gradient most, go first.
 
     Args:
         temperature: Divides the logits of the cross-entropy; 1 keeps the module's own loss.
