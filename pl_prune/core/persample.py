@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_map
 
 from pl_prune.core.select import is_layer
@@ -18,11 +20,11 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 def squared_sums(
     model: nn.Module, params: Params, loss: Callable[[Any], Tensor], batch: Any, size: int
-) -> dict[str, Tensor]:
+) -> list[Tensor]:
     """Sum the squared gradients of each sample's own loss over one batch.
 
-    Layers of other kinds than Linear and Conv, and weights used outside their layers, are found by comparing the
-    per-sample gradients' sum with the gradient itself; then every sample is differentiated alone.
+    Layers of other kinds than Linear and Conv, and weights used outside their layers, are found by the graph of the
+    loss and by the first sample's own gradient; then every sample is differentiated alone.
 
     Args:
         model: The network.
@@ -32,15 +34,15 @@ def squared_sums(
         size: Number of samples of the batch.
 
     Returns:
-        Sums by parameter name.
+        Sums in the order of `params`.
     """
     fast = _from_hooks(model, params, loss, batch, size)
     if fast is not None:
         return fast
-    total = {name: torch.zeros_like(p, dtype=score_dtype(p)) for name, p in params.items()}
+    total = [torch.zeros_like(p, dtype=score_dtype(p)) for p in params.values()]
     for i in range(size):
         grads = torch.autograd.grad(loss(cut(batch, size, i, i + 1)), list(params.values()), allow_unused=True)
-        for sum_, grad in zip(total.values(), grads, strict=True):
+        for sum_, grad in zip(total, grads, strict=True):
             if grad is not None:
                 sum_.add_(grad.to(sum_.dtype).square())
     return total
@@ -63,7 +65,7 @@ def cut(batch: Any, size: int, start: int, stop: int) -> Any:
 
 def _from_hooks(
     model: nn.Module, params: Params, loss: Callable[[Any], Tensor], batch: Any, size: int
-) -> dict[str, Tensor] | None:
+) -> list[Tensor] | None:
     layers: dict[str, nn.Module] = {}
     for name in params:
         layer = model.get_submodule(name.rpartition(".")[0])
@@ -71,31 +73,52 @@ def _from_hooks(
         if not plain or not name.endswith("weight") or getattr(layer, "padding_mode", "zeros") != "zeros":
             return None
         layers[name] = layer
-    calls: list[tuple[str, Tensor, Tensor]] = []
+    calls: list[tuple[str, Tensor, int, GradientEdge]] = []
     with ExitStack() as stack:
         for name, layer in layers.items():
 
-            def note(_: nn.Module, inputs: Any, output: Tensor, name: str = name) -> Tensor:
-                calls.append((name, inputs[0].detach(), output))
-                return output.clone()  # an in-place activation must not overwrite what we differentiate by
+            def note(_: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
+                # The edge, and not the output: an in-place activation replaces the output's.
+                calls.append((name, inputs[0].detach(), len(output), get_gradient_edge(output)))
 
             stack.enter_context(layer.register_forward_hook(note))
         value = loss(batch)
-    if any(x.shape[0] != size or output.shape[0] != size for _, x, output in calls):
+    uses = _uses(value, params)
+    if any(uses[name] != sum(n == name for n, *_ in calls) for name in params):
         return None
-    outputs = [output for _, _, output in calls]
-    grads = torch.autograd.grad(value, [*outputs, *params.values()], allow_unused=True)
-    by_call, by_weight = grads[: len(outputs)], grads[len(outputs) :]
+    if any((len(x), outputs) != (size, size) for _, x, outputs, _ in calls):
+        return None
+    grads = torch.autograd.grad(value, [edge for *_, edge in calls], allow_unused=True)
     of_first = torch.autograd.grad(loss(cut(batch, size, 0, 1)), list(params.values()), allow_unused=True)
-    result = {}
-    for (name, layer), expected, first in zip(layers.items(), by_weight, of_first, strict=True):
-        used = [(x, g) for (n, x, _), g in zip(calls, by_call, strict=True) if n == name and g is not None]
-        squares, sums = _squares(layer, used, size)
-        _, alone = _squares(layer, [(x[:1], g[:1]) for x, g in used], 1)
-        if not (_agree(sums, expected) and _agree(alone, first)):
+    total = []
+    for (name, layer), first in zip(layers.items(), of_first, strict=True):
+        dtype = score_dtype(params[name])
+        used = [
+            (x.to(dtype), g.to(dtype))
+            for (n, x, *_), g in zip(calls, grads, strict=True)
+            if n == name and g is not None
+        ]
+        if not _agree(_weight_grads(layer, [(x[:1], g[:1]) for x, g in used])[0], first):
             return None
-        result[name] = squares
-    return result
+        total.append(_squares(layer, used, size))
+    return total
+
+
+def _uses(value: Tensor, params: Params) -> Counter[str]:
+    """Count how often the graph of a value uses each parameter."""
+    names = {id(p): name for name, p in params.items()}
+    uses: Counter[str] = Counter()
+    seen, todo = set(), [value.grad_fn]
+    while todo:
+        node = todo.pop()
+        for after, _ in node.next_functions if node is not None else ():
+            name = names.get(id(getattr(after, "variable", None)))
+            if name is not None:
+                uses[name] += 1
+            elif after is not None and after not in seen:
+                seen.add(after)
+                todo.append(after)
+    return uses
 
 
 def _agree(found: Tensor, expected: Tensor | None) -> bool:
@@ -106,30 +129,34 @@ def _agree(found: Tensor, expected: Tensor | None) -> bool:
 
 
 @torch.no_grad()
-def _squares(layer: nn.Module, used: list[tuple[Tensor, Tensor]], size: int) -> tuple[Tensor, Tensor]:
-    """Return the sum of squares and the sum of the per-sample gradients of a layer's weight."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    dtype = score_dtype(weight)
-    used = [(x.to(dtype), g.to(dtype)) for x, g in used]
+def _squares(layer: Any, used: list[tuple[Tensor, Tensor]], size: int) -> Tensor:
+    """Return the sum over samples of the squared gradient of the weight, summed over the calls of the layer."""
     if isinstance(layer, nn.Linear) and len(used) == 1 and used[0][0].ndim == 2:
         x, g = used[0]
-        return g.square().T @ x.square(), g.T @ x
-    squares, sums = torch.zeros_like(weight, dtype=dtype), torch.zeros_like(weight, dtype=dtype)
-    for i in range(size):
-        of_sample = [_weight_grad(layer, x[i : i + 1], g[i : i + 1]) for x, g in used]
-        if of_sample:
-            grad = of_sample[0] if len(of_sample) == 1 else torch.stack(of_sample).sum(0)
+        return g.square().T @ x.square()
+    squares = torch.zeros_like(layer.weight, dtype=score_dtype(layer.weight))
+    at_once = min(8, max(1, 2**20 // squares.numel()))
+    for i in range(0, size, at_once):
+        for grad in _weight_grads(layer, [(x[i : i + at_once], g[i : i + at_once]) for x, g in used]):
             squares.addcmul_(grad, grad)
-            sums += grad
-    return squares, sums
+    return squares
 
 
-def _weight_grad(layer: Any, x: Tensor, grad: Tensor) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        return grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-    weight_grad: Tensor = torch.ops.aten.convolution_backward(
-        grad, x, layer.weight.to(x.dtype), None, layer.stride, layer.padding, layer.dilation,
-        isinstance(layer, _TRANSPOSED), layer.output_padding, layer.groups, [False, True, False],
-    )[1]  # fmt: skip
-    return weight_grad
+@torch.no_grad()
+def _weight_grads(layer: Any, used: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the gradients of the weight for each sample, summed over the calls of the layer."""
+    total = torch.zeros((1, *layer.weight.shape), dtype=score_dtype(layer.weight), device=layer.weight.device)
+    for x, grad in used:
+        n = len(x)
+        if isinstance(layer, nn.Linear):
+            grads = grad.reshape(n, -1, grad.shape[-1]).mT @ x.reshape(n, -1, x.shape[-1])
+        else:
+            # Samples as groups of channels: one kernel for all of them.
+            weight = x.new_empty((n * layer.weight.shape[0], *layer.weight.shape[1:]))
+            x, grad = (t.reshape(1, -1, *t.shape[2:]) for t in (x, grad))
+            grads = torch.ops.aten.convolution_backward(
+                grad, x, weight, None, layer.stride, layer.padding, layer.dilation,
+                isinstance(layer, _TRANSPOSED), layer.output_padding, n * layer.groups, [False, True, False],
+            )[1].view(n, *layer.weight.shape)  # fmt: skip
+        total = grads if len(used) == 1 else total + grads
+    return total

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from pl_prune.core import sync
+from pl_prune.core.convolution import FastDoubleBackward
 from pl_prune.core.loss import Loss, batch_size, check_separable, checked_loss, class_logits
 from pl_prune.core.persample import squared_sums
 from pl_prune.core.types import Params, PruneError, Scores, score_dtype
@@ -118,7 +119,7 @@ class Probe:
             Tensors of the names and shapes of `params`, in float32, or float64 for float64 parameters; zeros for a
             parameter that the loss does not depend on.
         """
-        return self.remember("gradients", lambda: self.mean("gradients", self._summed_grads))
+        return self.remember("gradients", lambda: self.means("gradients", self._summed_grads)[0])
 
     def squared_grads(self) -> Scores:
         """Return the mean, over samples, of the squared gradient of each sample's own loss: the diagonal of the empirical Fisher matrix.
@@ -130,15 +131,16 @@ class Probe:
             PruneError: If the loss of a batch is not the mean of its samples' losses.
         """
 
-        def squares(batch: Any, size: int, _: int) -> Iterable[Tensor]:
+        def squares(batch: Any, size: int, first: int) -> Iterable[Tensor]:
             def summed(part: Any) -> Tensor:
                 return self.batch_loss(part) * batch_size(part)
 
             assert self._loss is not None
-            check_separable(self._loss, self.model, batch, size)
-            return squared_sums(self.model, self.params, summed, batch, size).values()
+            if not first:
+                check_separable(self._loss, self.model, batch, size)
+            return squared_sums(self.model, self.params, summed, batch, size)
 
-        return self.remember("squared gradients", lambda: self.mean("squared gradients", squares))
+        return self.remember("squared gradients", lambda: self.means("squared gradients", squares)[0])
 
     def squared_batch_grads(self) -> Scores:
         """Return the mean, over batches, of the squared gradient of each batch's mean loss. It depends on how the data are cut.
@@ -153,7 +155,7 @@ class Probe:
         batches = torch.tensor(float(len(self.batches)), device=next(iter(self.params.values())).device)
         sync.sum_([batches])
         share = self.sample_count() / float(batches)
-        return {name: value * share for name, value in self.mean("squared batch gradients", squares).items()}
+        return {name: value * share for name, value in self.means("squared batch gradients", squares)[0].items()}
 
     def hvp(self, vector: Scores) -> Scores:
         """Multiply the Hessian of the mean loss, restricted to `params`, by a vector.
@@ -169,7 +171,7 @@ class Probe:
             (result,) = self.batch_hvps(batch, [list(vector.values())])
             return [hv * size for hv in result]
 
-        return self.mean("Hessian products", product)
+        return self.means("Hessian products", product)[0]
 
     def batch_hvps(self, batch: Any, vectors: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
         """Multiply the Hessian of one batch's mean loss by vectors, on one graph.
@@ -182,17 +184,17 @@ class Probe:
             Products in the order of `params`, zeros where the second derivative vanishes.
         """
         params = list(self.params.values())
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+        with sdpa_kernel(SDPBackend.MATH), FastDoubleBackward():  # fused attention has no second derivative
             first = torch.autograd.grad(self.batch_loss(batch), params, create_graph=True, allow_unused=True)
-            live = [(g, i) for i, g in enumerate(first) if g is not None and g.requires_grad]
-            for vector in vectors:
-                products: Sequence[Tensor | None] = [None] * len(params)
-                if live:
-                    along = [vector[i].to(g.dtype) for g, i in live]
-                    products = torch.autograd.grad(
-                        [g for g, _ in live], params, along, retain_graph=True, allow_unused=True
-                    )
-                yield [torch.zeros_like(p) if hv is None else hv for p, hv in zip(params, products, strict=True)]
+        live = [(g, i) for i, g in enumerate(first) if g is not None and g.requires_grad]
+        for vector in vectors:
+            products: Sequence[Tensor | None] = [None] * len(params)
+            if live:
+                along = [vector[i].to(g.dtype) for g, i in live]
+                products = torch.autograd.grad(
+                    [g for g, _ in live], params, along, retain_graph=True, allow_unused=True
+                )
+            yield [torch.zeros_like(p) if hv is None else hv for p, hv in zip(params, products, strict=True)]
 
     def remember(self, key: str, compute: Callable[[], Scores]) -> Scores:
         """Compute once what several criteria ask for.
@@ -230,22 +232,26 @@ class Probe:
         sync.sum_([count])
         return int(count)
 
-    def mean(self, label: str, contribution: Callable[[Any, int, int], Iterable[Tensor]]) -> Scores:
+    def means(
+        self, label: str, contribution: Callable[[Any, int, int], Iterable[Tensor]], quantities: int = 1
+    ) -> list[Scores]:
         """Sum what every batch contributes, over all batches and ranks, and divide by the number of samples.
 
         Args:
             label: What is computed, for the progress bar.
             contribution: `contribution(batch, size, first)` returns tensors in the order of `params`, summed over the
-                batch's samples; `first` is the
+                batch's samples, those of the second quantity after those of the first, and so on; `first` is the
                 place of its first sample among this rank's.
+            quantities: How many quantities it contributes to.
 
         Returns:
-            Tensors of the names and shapes of `params`, in float32, or float64 for float64 parameters.
+            For each quantity, tensors of the names and shapes of `params`, in float32, or float64 for float64
+            parameters.
 
         Raises:
             PruneError: If there is no data, or a contribution fails on any rank.
         """
-        total = self.zeros()
+        total = [zeros for _ in range(quantities) for zeros in self.zeros()]
         count, error = 0, None
         try:
             if self._loss is None or (not self.batches and sync.rank_and_size()[1] == 1):
@@ -265,7 +271,8 @@ class Probe:
         sync.sum_([*total, samples])
         if not float(samples):
             raise PruneError("Expected at least one sample on some rank; found none. Pass batches that are not empty.")
-        return {name: sum_.div_(float(samples)) for name, sum_ in zip(self.params, total, strict=True)}
+        tensors = iter(total)
+        return [{name: next(tensors).div_(float(samples)) for name in self.params} for _ in range(quantities)]
 
     def batch_loss(self, batch: Any) -> Tensor:
         """Return the mean loss of a batch.
@@ -284,10 +291,11 @@ class Probe:
 
     def _summed_grads(self, batch: Any, size: int, _: int = 0) -> Iterable[Tensor]:
         params = list(self.params.values())
-        grads = torch.autograd.grad(self.batch_loss(batch), params, allow_unused=True)
+        loss = self.batch_loss(batch)
+        grads = torch.autograd.grad(loss, params, torch.full_like(loss, size), allow_unused=True)
         if all(grad is None for grad in grads):
             raise PruneError(
                 "Expected a loss that depends on the prunable parameters; found that it depends on none of them. "
                 "Look at what the loss is computed from, or change the selection."
             )
-        return (torch.zeros(()).to(p) if grad is None else grad * size for p, grad in zip(params, grads, strict=True))
+        return (torch.zeros(()).to(p) if grad is None else grad for p, grad in zip(params, grads, strict=True))

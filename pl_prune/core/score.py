@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from pl_prune.core import sync
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.loss import Loss
+from pl_prune.core.persample import cut
 from pl_prune.core.probe import Probe
 from pl_prune.core.sandbox import untouched
 from pl_prune.core.select import Select
 from pl_prune.core.types import Params, PruneError, Scores, check_scores, check_type
 
 
+@overload
 def score(
     model: nn.Module,
     criterion: Criterion,
     batches: Iterable[Any] | None = None,
     loss_fn: Loss | None = None,
     select: Select | None = None,
-) -> Scores:
+) -> Scores: ...
+
+
+@overload
+def score(
+    model: nn.Module,
+    criterion: Sequence[Criterion],
+    batches: Iterable[Any] | None = None,
+    loss_fn: Loss | None = None,
+    select: Select | None = None,
+) -> list[Scores]: ...
+
+
+def score(
+    model: nn.Module,
+    criterion: Criterion | Sequence[Criterion],
+    batches: Iterable[Any] | None = None,
+    loss_fn: Loss | None = None,
+    select: Select | None = None,
+) -> Scores | list[Scores]:
     """Score the prunable entries of a model, and leave the model and the random state as they were.
 
     The model is scored in evaluation mode. In a distributed job every rank passes its own batches and gets the scores
@@ -30,38 +52,53 @@ def score(
 
     Args:
         model: Any module, on any device.
-        criterion: How to score.
+        criterion: How to score; several criteria share the passes over the data that they have in common.
         batches: Batches on the model's device, (inputs, targets) for criteria that need logits; None for data-free
-            criteria.
+            criteria. Their size decides memory and speed, not the scores.
         loss_fn: `loss_fn(model, batch)`, the mean loss of a batch; None for data-free criteria.
         select: Which parameters are prunable; the default `Select()` when None.
 
     Returns:
-        Scores by parameter name, higher = keep, float32 or float64.
+        Scores by parameter name, higher = keep, float32 or float64; a list of them for a list of criteria. A criterion
+        of several rounds gives the scores of its first.
 
     Raises:
-        PruneError: If nothing is prunable, data that the criterion needs is missing, or a loss or score is not finite.
+        PruneError: If nothing is prunable, data that a criterion needs is missing, or a loss or score is not finite.
 
     >>> import torch, pl_prune as plp
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     >>> batch = torch.ones(4, 2), torch.zeros(4, 1)
-    >>> scores = plp.score(model, plp.SNIP(), [batch], lambda m, b: nn.functional.mse_loss(m(b[0]), b[1]))
+    >>> loss_fn = lambda m, b: nn.functional.mse_loss(m(b[0]), b[1])
+    >>> scores = plp.score(model, plp.SNIP(), [batch], loss_fn)
     >>> {name: tuple(s.shape) for name, s in scores.items()}
     {'0.weight': (2, 2)}
+    >>> first, second = plp.score(model, [plp.SNIP(), plp.FisherPruning()], [batch], loss_fn)
     """
-    check_type("criterion", criterion, Criterion, "for example pl_prune.SNIP()")
+    criteria = list(criterion) if isinstance(criterion, Sequence) else [criterion]
+    for one in criteria:
+        check_type("criterion", one, Criterion, "for example pl_prune.SNIP()")
     select = select or Select()
     with untouched(model):
         data = list(batches) if batches is not None else []
-        no_data = criterion.needs_data and not data and sync.rank_and_size()[1] == 1
-        if no_data or (criterion.needs_loss and loss_fn is None):
-            raise PruneError(
-                f"Expected batches and a loss function, which {type(criterion).__name__} needs; "
-                f"found {len(data)} batches and loss_fn={loss_fn!r}. Pass both."
-            )
-        run = (lambda: loss_fn(model, data[0])) if loss_fn is not None and data else None
+        for one in criteria:
+            no_data = one.needs_data and not data and sync.rank_and_size()[1] == 1
+            if no_data or (one.needs_loss and loss_fn is None):
+                raise PruneError(
+                    f"Expected batches and a loss function, which {type(one).__name__} needs; "
+                    f"found {len(data)} batches and loss_fn={loss_fn!r}. Pass both."
+                )
+        run = (lambda: loss_fn(model, _first_two(data[0]))) if loss_fn is not None and data else None
         params = select(model, run)
-        return run_criterion(criterion, Probe(model, params, loss_fn, data))
+        probe = Probe(model, params, loss_fn, data)
+        scores = [run_criterion(one, probe) for one in criteria]
+    return scores if isinstance(criterion, Sequence) else scores[0]
+
+
+def _first_two(batch: Any) -> Any:
+    """Cut two samples out of a batch, or return it whole where not everything in it counts samples."""
+    sizes = {leaf.shape[:1] if isinstance(leaf, Tensor) else None for leaf in tree_leaves(batch)}
+    (size,) = sizes if len(sizes) == 1 else (None,)
+    return cut(batch, size[0], 0, 2) if size else batch
 
 
 def run_criterion(criterion: Criterion, probe: Probe) -> Scores:

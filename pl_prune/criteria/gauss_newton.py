@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,9 @@ from pl_prune.core.persample import squared_sums
 from pl_prune.core.probe import Probe
 from pl_prune.core.types import PruneError, Scores
 from pl_prune.criteria.fisher import TaylorSign, taylor
+
+_Root = Callable[[Tensor, Tensor], Tensor]
+_MEMORY = 2**31  # bytes of gradients, of probes that share a forward pass
 
 
 @dataclass(frozen=True)
@@ -78,49 +81,50 @@ class GaussNewtonDiagonal(Criterion):
                     log_p = (probe.logits(part)[0] / self.temperature).log_softmax(1)[:, c]
                     return -((log_p.detach() / 2).exp() * log_p).sum()
 
-                for sum_, squares in zip(
-                    total, squared_sums(probe.model, probe.params, loss, batch, size).values(), strict=True
-                ):
-                    sum_.add_(squares)
+                squares = squared_sums(probe.model, probe.params, loss, batch, size)
+                for sum_, square in zip(total, squares, strict=True):
+                    sum_.add_(square)
             return total
 
-        return probe.mean("Gauss-Newton diagonal", contribution)
+        return probe.means("Gauss-Newton diagonal", contribution)[0]
 
     def _sampled(self, probe: Probe) -> Scores:
         samples = probe.sample_count()
         total = dict(zip(probe.params, probe.zeros(), strict=True))
-        for k in range(self.probes):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + k)
-            uniform = torch.rand(samples, generator=generator, dtype=torch.float64)
-            sign_seed = int(torch.randint(2**31, (1,), generator=generator))
+        at_once = max(1, _MEMORY // sum(w.nbytes for w in total.values()))  # each probe keeps a gradient in memory
+        for start in range(0, self.probes, at_once):
+            roots = [self._root(samples, k) for k in range(start, min(start + at_once, self.probes))]
 
-            def contribution(
-                batch: Any, size: int, first: int, uniform: Tensor = uniform, sign_seed: int = sign_seed
-            ) -> Iterable[Tensor]:
+            def contribution(batch: Any, size: int, first: int, roots: list[_Root] = roots) -> Iterator[Tensor]:
+                params = list(probe.params.values())
                 logits = probe.logits(batch)[0] / self.temperature
                 p = logits.detach().softmax(1)
                 mine = torch.tensor([probe.sample_number(first + i) for i in range(size)])
-                if self.estimator == "gnb":
-                    drawn = (
-                        (uniform[mine].to(p.device)[:, None] > p.double().cpu().cumsum(1).to(p.device))
-                        .sum(1)
-                        .clamp(max=p.shape[1] - 1)
-                    )
-                    v = p - torch.nn.functional.one_hot(drawn, p.shape[1])
-                else:
-                    table = torch.Generator().manual_seed(sign_seed)
-                    signs = torch.randint(2, (samples, p.shape[1]), generator=table)[mine].to(p) * 2 - 1
-                    scaled = p.sqrt() * signs
-                    v = scaled - p * scaled.sum(1, keepdim=True)
-                grads = torch.autograd.grad((logits * v).sum(), list(probe.params.values()), allow_unused=True)
-                return [
-                    torch.zeros_like(w) if g is None else g for w, g in zip(probe.params.values(), grads, strict=True)
-                ]
+                for root in roots:
+                    grads = torch.autograd.grad(logits, params, root(p, mine), retain_graph=True, allow_unused=True)
+                    yield from (torch.zeros_like(w) if g is None else g for w, g in zip(params, grads, strict=True))
 
-            mean = probe.mean("Gauss-Newton probes", contribution)
-            for name, sum_ in total.items():
-                sum_.addcmul_(mean[name], mean[name], value=samples / self.probes)
+            for mean in probe.means("Gauss-Newton probes", contribution, len(roots)):
+                for name, sum_ in total.items():
+                    sum_.addcmul_(mean[name], mean[name], value=samples / self.probes)
         return total
+
+    def _root(self, samples: int, k: int) -> _Root:
+        """Return probe k: from probabilities (N, C) and the samples' places, vectors v of E[v v^T] = diag(p) - p p^T."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + k)
+        uniform = torch.rand(samples, generator=generator, dtype=torch.float64)
+        sign_seed = int(torch.randint(2**31, (1,), generator=generator))
+
+        def labels(p: Tensor, mine: Tensor) -> Tensor:
+            drawn = (uniform[mine, None] > p.double().cpu().cumsum(1)).sum(1).clamp(max=p.shape[1] - 1)
+            return p - torch.nn.functional.one_hot(drawn, p.shape[1]).to(p)
+
+        def signs(p: Tensor, mine: Tensor) -> Tensor:
+            table = torch.Generator().manual_seed(sign_seed)
+            scaled = p.sqrt() * (torch.randint(2, (samples, p.shape[1]), generator=table)[mine].to(p) * 2 - 1)
+            return scaled - p * scaled.sum(1, keepdim=True)
+
+        return labels if self.estimator == "gnb" else signs
 
 
 @dataclass(frozen=True)

@@ -388,17 +388,18 @@ def test_a_module_without_logits_is_refused_by_criteria_that_need_them(criterion
 
 def test_criteria_that_share_a_pass_share_it(monkeypatch):
     calls = []
-    original = Probe.mean
-    monkeypatch.setattr(Probe, "mean", lambda self, label, work: calls.append(label) or original(self, label, work))
-    model = network()
-    probe = Probe(model, plp.Select()(model), cross_entropy, data())
-    for criterion in [
-        plp.GradNorm(),
-        plp.SNIP(),
+    original = Probe.means
+    monkeypatch.setattr(Probe, "means", lambda self, label, *work: calls.append(label) or original(self, label, *work))
+    criteria = [
         plp.FisherDiagonal(),
         plp.FisherTaylor(),
+        plp.GradNorm(),
+        plp.SNIP(),
         plp.HutchinsonDiagonal(),
         plp.HutchinsonTaylor(),
-    ]:
-        criterion(probe)
+    ]
+    model = network()
+    together = plp.score(model, criteria, data(), cross_entropy)
     assert sorted(calls) == ["Hutchinson probes", "gradients", "gradients", "squared gradients"]
+    for criterion, scores in zip(criteria, together, strict=True):
+        torch.testing.assert_close(scores, plp.score(model, criterion, data(), cross_entropy))

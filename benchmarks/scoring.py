@@ -1,0 +1,128 @@
+"""Scores of a CIFAR ResNet-18 on 100 samples, against the published procedure: batch size 1, one sample after another.
+
+Ratios are published / ours, each over the same samples, network and number of probes (limits are minima):
+
+* HutchinsonPruning, 10 probes: limit 5.5; SNIP and GradNorm: 4; FisherPruning, per sample in both: 2;
+* published HutchinsonPruning at 10 probes / GaussNewtonPruning ("gnb") at 10 probes, another estimate of the same
+  diagonal: 20;
+* SNIP / one plain forward and backward pass of the same 100 samples: limit 1.2 (a maximum);
+* peak memory of HutchinsonPruning / that of one training step of the same batch size: limit 3 (a maximum).
+
+With `--estimators 1`, each curvature estimator's correlation with the exact diagonal, beside its time, on a smaller
+network whose exact diagonal can be had.
+
+    python benchmarks/scoring.py [--device cuda] [--repeats 3] [--samples 100] [--estimators 1] [--cpu-time]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import timing
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import pl_prune as plp
+from pl_prune.models import ResNet
+
+PROBES = 10
+
+
+def problem(device: str, samples: int, depth: int = 18) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """A network whose batch norms have seen data, and one batch of noise images with labels."""
+    torch.manual_seed(0)
+    model = ResNet(depth).to(device)
+    x, y = torch.randn(samples, 3, 32, 32, device=device), torch.arange(samples, device=device) % 10
+    model.train()
+    with torch.no_grad():
+        model(x)
+    return model.eval(), [(x, y)]
+
+
+def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return cross_entropy(model(batch[0]), batch[1])
+
+
+def one_by_one(batches: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    return [(x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(x))]
+
+
+def published_gradient(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    model.zero_grad()
+    for batch in one_by_one(batches):
+        loss(model, batch).backward()
+    return [p.grad.abs() for p in model.parameters() if p.grad is not None]
+
+
+def published_snip(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    grads = published_gradient(model, batches)
+    return [(p * g).abs() for p, g in zip(model.parameters(), grads, strict=True)]
+
+
+def published_fisher(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    fisher = [torch.zeros_like(p) for p in model.parameters()]
+    for batch in one_by_one(batches):
+        model.zero_grad()
+        loss(model, batch).backward()
+        for f, p in zip(fisher, model.parameters(), strict=True):
+            f += p.grad**2
+    return [p.detach() ** 2 * f / 2 for f, p in zip(fisher, model.parameters(), strict=True)]
+
+
+def published_hutchinson(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    params = list(model.parameters())
+    diagonal = [torch.zeros_like(p) for p in params]
+    for x, y in one_by_one(batches):
+        grads = torch.autograd.grad(cross_entropy(model(x) / 200, y), params, create_graph=True)
+        for _ in range(PROBES):
+            z = [torch.randint_like(p, 2) * 2 - 1 for p in params]
+            products = torch.autograd.grad(grads, params, z, retain_graph=True)
+            for d, hz, v in zip(diagonal, products, z, strict=True):
+                d += v * hz / PROBES
+    return [p.detach() ** 2 * d / 2 for d, p in zip(diagonal, params, strict=True)]
+
+
+def plain(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    model.zero_grad()
+    for batch in batches:
+        loss(model, batch).backward()
+
+
+def speed(options: object, device: str, samples: int, repeats: int) -> None:
+    model, batches = problem(device, samples)
+
+    def ours(criterion: plp.Criterion) -> Callable[[], object]:
+        return lambda: plp.score(model, criterion, batches, loss)
+
+    times = timing.interleaved(
+        {
+            "published GradNorm": lambda: published_gradient(model, batches),
+            "GradNorm": ours(plp.GradNorm()),
+            "published SNIP": lambda: published_snip(model, batches),
+            "SNIP": ours(plp.SNIP()),
+            "plain": lambda: plain(model, batches),
+            "published FP": lambda: published_fisher(model, batches),
+            "FP": ours(plp.FisherPruning()),
+            "gnb": ours(plp.GaussNewtonPruning(probes=PROBES)),
+            "published HP": lambda: published_hutchinson(model, batches),
+            "HP": ours(plp.HutchinsonPruning(probes=PROBES)),
+        },
+        repeats,
+        device,
+    )
+    timing.ratio(times, "published HP", "HP", "5.5", f"HutchinsonPruning, {PROBES} probes: published / ours")
+    timing.ratio(times, "published SNIP", "SNIP", "4", "SNIP: published / ours")
+    timing.ratio(times, "published GradNorm", "GradNorm", "4", "GradNorm: published / ours")
+    timing.ratio(times, "published FP", "FP", "2", "FisherPruning: published / ours")
+    timing.ratio(times, "published HP", "gnb", "20", f"published Hutchinson / gnb, {PROBES} probes each")
+    timing.ratio(times, "SNIP", "plain", "1.2", "SNIP / plain forward and backward")
+
+
+def main() -> None:
+    options = timing.parse(__doc__, repeats=3, samples=100)
+    speed(options, options.device, options.samples, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
