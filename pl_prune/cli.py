@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import pl_prune
 from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.report import make_report
+from pl_prune.core.files import load_weights
 from pl_prune.core.select import Select
 from pl_prune.core.types import PruneError
 
@@ -18,7 +19,8 @@ from pl_prune.core.types import PruneError
 class PruneCLI(LightningCLI):
     """LightningCLI whose key `prune` holds the pruning callback, so that a sweep can say `--prune.sparsity=0.9`.
 
-    Takes the arguments of `LightningCLI`. Without the key, the run is dense. A second run may overwrite the saved
+    The key `weights` names a file of weights to start from. Takes the arguments of `LightningCLI`. Without `prune`, the
+    run is dense. A second run may overwrite the saved
     configuration of the first, which every sweep needs.
     """
 
@@ -38,15 +40,37 @@ class PruneCLI(LightningCLI):
         else:
             super().parse_arguments(parser, args)
 
+    def instantiate_classes(self) -> None:
+        """Build everything, then load `weights`.
+
+        Raises:
+            PruneError: If `weights` meets `ckpt_path`, or does not fit.
+        """
+        super().instantiate_classes()
+        weights = self._get(self.config, "weights")
+        if weights:
+            if self._get(self.config, "ckpt_path"):
+                raise PruneError(
+                    "Expected --weights or --ckpt_path; found both. --ckpt_path resumes a run with its optimizer and masks, "
+                    "--weights (null switches it off) starts a new one from weights alone."
+                )
+            load_weights(self.model, weights)
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         return super()._instantiate_trainer(config, [cb for cb in callbacks if cb is not None])  # `--prune=null`
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the key `prune`.
+        """Add the keys `prune` and `weights`.
 
         Args:
             parser: The parser of one command.
         """
+        parser.add_argument(
+            "--weights",
+            type=str | None,
+            help="file of weights to start from: a checkpoint of any run, a state_dict, or .safetensors; "
+            "optimizer and schedule start afresh",
+        )
         parser.add_lightning_class_args(PruningCallback, "prune", subclass_mode=True, required=False)
         parser.set_defaults({"prune": {"class_path": "pl_prune.Dense"}})
 

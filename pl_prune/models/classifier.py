@@ -8,14 +8,14 @@ from torchmetrics.classification import MulticlassAccuracy
 
 
 class ImageClassifier(LightningModule):
-    """Train any network of logits by cross-entropy, and log loss and top-1 accuracy.
+    """Train any network of logits by cross-entropy, and log loss and top-1 accuracy, and top-5 where classes are many.
 
     It knows nothing of pruning. The optimizer comes from the command line or the recipe; without one, SGD with
     momentum.
 
     Args:
         network: Maps images (N, C, H, W) to logits (N, num_classes).
-        num_classes: Number of classes.
+        num_classes: Number of classes; from 20 on, top-5 accuracy of validation and test is logged too, as `acc5`.
     """
 
     def __init__(self, network: nn.Module, num_classes: int = 10) -> None:
@@ -24,6 +24,9 @@ class ImageClassifier(LightningModule):
         self.loss = nn.CrossEntropyLoss()
         self.train_acc, self.val_acc, self.test_acc = (
             MulticlassAccuracy(num_classes, average="micro") for _ in range(3)
+        )
+        self.val_acc5, self.test_acc5 = (
+            MulticlassAccuracy(num_classes, average="micro", top_k=5) if num_classes >= 20 else None for _ in range(2)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,5 +89,9 @@ class ImageClassifier(LightningModule):
         accuracy = getattr(self, f"{stage}_acc")
         accuracy(logits, y)
         self.log(f"{stage}/loss", loss, on_epoch=True, on_step=False, batch_size=len(x))
+        top5 = getattr(self, f"{stage}_acc5", None)
+        if top5 is not None:
+            top5(logits, y)
+            self.log(f"{stage}/acc5", top5, on_epoch=True, on_step=False, batch_size=len(x))
         self.log(f"{stage}/acc", accuracy, on_epoch=True, on_step=False, batch_size=len(x), prog_bar=True)
         return loss

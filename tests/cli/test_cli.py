@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+import fake_data
 import pytest
 import torch
 import yaml
 from criteria_list import criteria as pl_prune_criteria
+from safetensors.torch import save_file
 
+from pl_prune import MaskSet
 from pl_prune.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def run(*argv: str) -> int:
 
 def test_every_recipe_is_found():
     assert [p.relative_to(ROOT).as_posix() for p in RECIPES] == ["recipes/quickstart.yaml"]
-    assert (len(OVERLAYS), len(SWEEPS), len(CRITERIA), len(SETTINGS)) == (1, 1, 16, 5)
+    assert (len(OVERLAYS), len(SWEEPS), len(CRITERIA), len(SETTINGS)) == (1, 2, 16, 9)
 
 
 def test_every_criterion_has_a_recipe():
@@ -64,20 +65,11 @@ def test_a_criterions_recipe_runs(recipe):
     assert run("fit", *files, *QUIET, *TINY, *small, "--trainer.logger=false") == 0
 
 
-def fake_cifar(root: Path, classes: int) -> None:
-    """CIFAR's file layout with a few random images; torchvision's checksums are switched off by the test."""
-    generator = np.random.default_rng(0)
-    files = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if classes == 10 else ["train", "test"]
-    folder = root / ("cifar-10-batches-py" if classes == 10 else "cifar-100-python")
-    folder.mkdir(parents=True)
-    for name in files:
-        images = generator.integers(0, 256, (32, 3072), dtype=np.uint8)
-        labels = [int(i) % classes for i in range(32)]
-        (folder / name).write_bytes(
-            pickle.dumps({"data": images, "labels" if classes == 10 else "fine_labels": labels})
-        )
-    meta, key = ("batches.meta", "label_names") if classes == 10 else ("meta", "fine_label_names")
-    (folder / meta).write_bytes(pickle.dumps({key: [str(i) for i in range(classes)]}))
+SHRUNK = {  # what a network of full size takes too long for
+    "TinyImageNet": ["--data.root=data"],
+    "ImageNet": ["--data.root=data", "--data.size=64"],
+    "CIFAR": ["--data.root=data"],
+}
 
 
 @pytest.mark.filterwarnings(
@@ -85,12 +77,14 @@ def fake_cifar(root: Path, classes: int) -> None:
 )
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda p: p.stem)
 def test_a_setting_runs(setting, tmp_path, monkeypatch):
-    classes = yaml.safe_load(setting.read_text())["data"]["init_args"]["classes"]
-    fake_cifar(tmp_path / "data", classes)
-    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    data = yaml.safe_load(setting.read_text())["data"]
+    kind = data["class_path"].rpartition(".")[2]
+    if kind == "CIFAR":
+        fake_data.cifar(tmp_path / "data", monkeypatch, data["init_args"]["classes"])
+    else:
+        getattr(fake_data, {"TinyImageNet": "tiny_imagenet", "ImageNet": "imagenet"}[kind])(tmp_path / "data")
     files = [f"--config={ROOT / 'recipes' / 'pai' / 'magnitude.yaml'}", f"--config={setting}"]
-    small = ["--data.batch_size=4", "--data.workers=0", "--data.root=data"]
+    small = ["--data.batch_size=4", "--data.workers=0", *SHRUNK[kind]]
     assert run("fit", *files, *QUIET, *TINY, *small) == 0
     assert json.loads(next(Path().rglob("report.json")).read_text())["sparsity"] == pytest.approx(0.95, abs=1e-6)
 
@@ -158,6 +152,58 @@ def test_a_checkpoint_resumes_validates_tests_and_predicts():
     assert resumed["epoch"] == 1
     for name, bits in resumed["callbacks"]["PruneAtInit"]["masks"]["bits"].items():
         assert torch.equal(bits, masks[name])
+
+
+DENSE = ["--prune=Dense", "--trainer.max_epochs=1", "--trainer.logger.init_args.version=dense"]
+CHECKPOINT = "runs/quickstart/dense/checkpoints/last.ckpt"
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory", "ignore:Checkpoint directory")
+def test_pruning_after_training_starts_from_weights_alone():
+    run("fit", "--config", QUICKSTART, *QUIET, *DENSE)
+    trained = torch.load(CHECKPOINT, weights_only=True)["state_dict"]
+    bare = {name.removeprefix("network."): t for name, t in trained.items() if name.startswith("network.")}
+    torch.save(bare, "bare.pt")
+    save_file(bare, "bare.safetensors")
+    for weights in (CHECKPOINT, "bare.pt", "bare.safetensors"):
+        still = ["--optimizer.lr=0", "--trainer.max_epochs=1", "--prune.criterion=Magnitude", f"--weights={weights}"]
+        assert run("fit", "--config", QUICKSTART, *QUIET, *still) == 0
+        after = torch.load("runs/quickstart/snip/checkpoints/last.ckpt", weights_only=True)
+        assert after["epoch"] == 0
+        assert after["global_step"] == 20
+        masks = MaskSet.from_state_dict(after["callbacks"]["PruneAtInit"]["masks"])
+        assert sum(kept for kept, _ in masks.counts().values()) == 9245
+        cut = torch.cat([trained[name][~mask].abs() for name, mask in masks.items()]).max()
+        for name, mask in masks.items():
+            assert torch.equal(after["state_dict"][name], trained[name] * mask)
+            assert not mask.any() or trained[name][mask].abs().min() >= cut
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory", "ignore:Checkpoint directory")
+def test_weights_that_do_not_fit_are_refused(capfd):
+    run("fit", "--config", QUICKSTART, *QUIET, *DENSE)
+    Path("text.ckpt").write_text("not a checkpoint")
+    torch.save({"state_dict": {"head.weight": torch.ones(2)}}, "other.ckpt")
+    torch.save([1], "list.ckpt")
+    wider = "--model.network.init_args.num_classes=12"
+    for arguments, said in [
+        (["--weights=nowhere.ckpt"], "found none at 'nowhere.ckpt'"),
+        (["--weights=text.ckpt"], "to be a checkpoint of tensors"),
+        (["--weights=list.ckpt"], "to hold a state_dict"),
+        (["--weights=other.ckpt"], "head.weight (in the file alone)"),
+        ([f"--weights={CHECKPOINT}", wider], "network.head.weight is (10, 128), not (12, 128)"),
+        ([f"--weights={CHECKPOINT}", f"--ckpt_path={CHECKPOINT}"], "found both"),
+    ]:
+        assert run("fit", "--config", QUICKSTART, *QUIET, *arguments) == 2
+        assert said in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory", "ignore:Checkpoint directory")
+def test_weights_of_a_pruned_run_warn_that_its_masks_stay_behind():
+    run("fit", "--config", QUICKSTART, *QUIET, "--trainer.max_epochs=1")
+    pruned = "--weights=runs/quickstart/snip/checkpoints/last.ckpt"
+    with pytest.warns(UserWarning, match=r"pruned by PruneAtInit; its weights are loaded, its masks are not"):
+        run("validate", "--config", QUICKSTART, *QUIET, pruned)
 
 
 def test_inspect_prints_the_report_and_trains_nothing(capsys):

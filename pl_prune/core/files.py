@@ -1,0 +1,79 @@
+"""Weights from files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pl_prune.core.types import PruneError
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load weights and buffers alone into a model, or into the one submodule that they fit.
+
+    Args:
+        model: Any module; its parameters stay the same objects.
+        path: A Lightning checkpoint, a state_dict saved by `torch.save`, or a `.safetensors` file.
+
+    Raises:
+        PruneError: If there is no such file, it holds no state_dict, or names or shapes differ from the model's.
+    """
+    found = _read(Path(path))
+    fitting = [m for m in model.modules() if m.state_dict().keys() == found.keys()]
+    target = fitting[0] if fitting else model
+    expected = target.state_dict()
+    odd = sorted(expected.keys() ^ found.keys())
+    if odd:
+        where = [f"{name} (in the {'file' if name in found else 'model'} alone)" for name in odd[:4]]
+        raise PruneError(
+            f"Expected {path} to hold the {len(expected)} tensors of {type(model).__name__} or of a submodule; found {len(found)} "
+            f"tensors, {len(odd)} of other names: {', '.join(where)}. Pass weights of the same architecture."
+        )
+    shapes = [(name, tuple(found[name].shape), tuple(t.shape)) for name, t in expected.items()]
+    odd_shapes = [f"{name} is {file}, not {here}" for name, file, here in shapes if file != here]
+    if odd_shapes:
+        raise PruneError(
+            f"Expected {path} to hold tensors of the model's shapes; found others: {', '.join(odd_shapes[:4])}. "
+            "Pass weights of the same architecture and number of classes."
+        )
+    target.load_state_dict(found)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise PruneError(f"Expected a file of weights; found none at {str(path)!r}. Look at the path.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise PruneError(
+            f"Expected {str(path)!r} to be a checkpoint of tensors and plain values; found {type(error).__name__}: "
+            f"{str(error)[:300]}. Save its state_dict alone: torch.save(model.state_dict(), path)."
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        pruned = [key for key, state in (content.get("callbacks") or {}).items() if _has_masks(state)]
+        if pruned:
+            warnings.warn(
+                f"{path} comes from a run pruned by {', '.join(pruned)}; its weights are loaded, its masks are not, so pruned "
+                "weights may grow again. To go on with the masks, use --ckpt_path.",
+                stacklevel=2,
+            )
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()) or not content:
+        raise PruneError(
+            f"Expected {str(path)!r} to hold a state_dict, or a checkpoint with one; found {type(content).__name__}. "
+            "Save it by torch.save(model.state_dict(), path)."
+        )
+    return dict(content)
+
+
+def _has_masks(state: object) -> bool:
+    return isinstance(state, Mapping) and "masks" in state
