@@ -18,6 +18,7 @@ training commands (all the options of LightningCLI, and --prune):
 pruning commands:
   inspect     score as `fit` would, print the layer table and the collapse report, train nothing
   compare     set finished runs side by side: pl-prune compare RUN_FOLDER RUN_FOLDER ...
+  criteria    list the criteria: what each needs, uses and costs
 
 examples:
   pl-prune fit --config recipes/quickstart.yaml
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = argv[0], argv[1:]
     if command == "compare":
         return _compare(rest)
+    if command == "criteria":
+        return _criteria()
     if command not in (*TRAINER_COMMANDS, "inspect"):
         sys.stderr.write(f"pl-prune: expected a command, found {command!r}. `pl-prune --help` lists them.\n")
         return 2
@@ -79,6 +82,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"pl-prune {command}: {cause}\n")
         return 2
+    return 0
+
+
+def _criteria() -> int:
+    import inspect
+
+    import pl_prune
+    from pl_prune.core.criterion import Criterion
+    from pl_prune.report.criteria import criteria_table
+
+    exported = [getattr(pl_prune, name) for name in pl_prune.__all__]
+    criteria = [c() for c in exported if inspect.isclass(c) and issubclass(c, Criterion) and not inspect.isabstract(c)]
+    order = [name for names in pl_prune._HOMES.values() for name in names]
+    criteria.sort(
+        key=lambda one: (one.needs_data, one.needs_logits, one.curvature != "none", order.index(type(one).__name__))
+    )
+    sys.stdout.write(criteria_table(criteria) + "\n")
     return 0
 
 

@@ -20,12 +20,18 @@ class Criterion(ABC):
     Attributes:
         needs_data: Whether a batch is needed, be it for its shape alone.
         needs_loss: Whether the loss of the batches is needed.
+        needs_logits: Whether the model must return logits for `batch[0]`, and `batch[1]` hold class labels.
+        uses_gradients: Whether anything is differentiated.
+        curvature: Which second derivatives are used or estimated, in words.
         can_return: Whether an entry that one round pruned may be kept by the next.
         rounds: How many times the network is scored, each time as masked so far.
     """
 
     needs_data: ClassVar[bool] = True
     needs_loss: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = False
+    uses_gradients: ClassVar[bool] = True
+    curvature: ClassVar[str] = "none"
     can_return: ClassVar[bool] = False
     rounds: int = 1
 
@@ -33,6 +39,11 @@ class Criterion(ABC):
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal:
                 check_choice(f"{type(self).__name__}.{name}", getattr(self, name), get_args(kind))
+
+    @property
+    def cost(self) -> str:
+        """What scoring takes; a pass is one forward and backward pass over the scoring samples."""
+        return "1 pass"
 
     @abstractmethod
     def __call__(self, probe: Probe) -> Scores:

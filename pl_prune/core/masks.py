@@ -61,6 +61,24 @@ class MaskSet(Mapping[str, Tensor]):
         """
         return cls({name: p.detach() != 0 for name, p in params.items()})
 
+    def shuffled(self, seed: int = 0) -> MaskSet:
+        """Permute each mask at random: the control that tells a score from the layer densities it leads to.
+
+        Args:
+            seed: Seed of a generator on the CPU.
+
+        Returns:
+            Masks that keep as many entries of each parameter, elsewhere.
+
+        Source:
+            Su et al., Sanity-checking pruning methods: random tickets can win the jackpot.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        orders = {name: torch.randperm(p.numel(), generator=generator) for name, p in self._pruned.items()}
+        return MaskSet({
+            name: self[name].flatten()[orders[name].to(p.device)].view_as(p) for name, p in self._pruned.items()
+        })
+
     def __getitem__(self, name: str) -> Tensor:
         return self._pruned[name].logical_not()
 

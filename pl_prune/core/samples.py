@@ -32,7 +32,7 @@ class Samples:
 
     per_class: int = 10
     total: int | None = None
-    batch_size: int = 100
+    batch_size: int = 50
     seed: int = 0
 
     def __post_init__(self) -> None:

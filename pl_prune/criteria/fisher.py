@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -49,6 +49,12 @@ class FisherDiagonal(Criterion):
     """
 
     per_sample: bool = True
+    curvature: ClassVar[str] = "Fisher diagonal"
+
+    @property
+    def cost(self) -> str:
+        """One pass whose gradients are squared for each sample."""
+        return "1 per-sample pass"
 
     def __call__(self, probe: Probe) -> Scores:
         """Return the diagonal of the empirical Fisher matrix.
@@ -75,6 +81,12 @@ class FisherPruning(Criterion):
     """
 
     per_sample: bool = True
+    curvature: ClassVar[str] = "Fisher diagonal"
+
+    @property
+    def cost(self) -> str:
+        """As in `FisherDiagonal`."""
+        return "1 per-sample pass"
 
     def __call__(self, probe: Probe) -> Scores:
         """Weigh the Fisher diagonal by squared weights.
@@ -107,6 +119,12 @@ class FisherTaylor(Criterion):
 
     taylor_sign: TaylorSign = "paper"
     per_sample: bool = True
+    curvature: ClassVar[str] = "Fisher diagonal"
+
+    @property
+    def cost(self) -> str:
+        """As in `FisherDiagonal`, and the gradient of the mean."""
+        return "1 per-sample pass, 1 pass"
 
     def __call__(self, probe: Probe) -> Scores:
         """Add the first and the second order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,13 @@ class GaussNewtonDiagonal(Criterion):
     probes: int = 10
     temperature: float = 1.0
     seed: int = 0
+    needs_logits: ClassVar[bool] = True
+    curvature: ClassVar[str] = "Gauss-Newton diagonal"
+
+    @property
+    def cost(self) -> str:
+        """A backward pass for each probe, or a per-sample pass for each class."""
+        return "1 per-sample pass for each class" if self.estimator == "exact" else f"{self.probes} passes"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,6 +180,11 @@ class GaussNewtonTaylor(GaussNewtonDiagonal):
     """
 
     taylor_sign: TaylorSign = "removal"
+
+    @property
+    def cost(self) -> str:
+        """That of the diagonal, and the gradient of the mean."""
+        return f"{super().cost}, 1 pass"
 
     def __call__(self, probe: Probe) -> Scores:
         """Add the first and the second order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.neutral import batch_norms_in_training
@@ -38,6 +38,13 @@ class GraSP(Criterion):
     temperature: float = 200.0
     inverted: bool = False
     bn_mode: Literal["eval", "train"] = "eval"
+    needs_logits: ClassVar[bool] = True
+    curvature: ClassVar[str] = "Hessian times gradient"
+
+    @property
+    def cost(self) -> str:
+        """A gradient and a Hessian product with it."""
+        return "1 pass, 1 Hessian product"
 
     def __post_init__(self) -> None:
         super().__post_init__()

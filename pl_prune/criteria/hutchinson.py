@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,13 @@ class HutchinsonDiagonal(Criterion):
     temperature: float = 200.0
     probe_per: Literal["round", "sample"] = "round"
     seed: int = 0
+    needs_logits: ClassVar[bool] = True
+    curvature: ClassVar[str] = "Hessian diagonal, noisy"
+
+    @property
+    def cost(self) -> str:
+        """A Hessian product for each probe."""
+        return f"{self.probes} Hessian products"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,6 +147,11 @@ class HutchinsonTaylor(HutchinsonDiagonal):
     """
 
     taylor_sign: TaylorSign = "paper"
+
+    @property
+    def cost(self) -> str:
+        """That of the diagonal, and the gradient of the mean."""
+        return f"{super().cost}, 1 pass"
 
     def __call__(self, probe: Probe) -> Scores:
         """Add the first and the second order.

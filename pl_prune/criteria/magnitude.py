@@ -20,6 +20,12 @@ class Magnitude(Criterion):
 
     needs_data: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = False
+    uses_gradients: ClassVar[bool] = False
+
+    @property
+    def cost(self) -> str:
+        """Nothing is run."""
+        return "no pass"
 
     def __call__(self, probe: Probe) -> Scores:
         """Take absolute values.

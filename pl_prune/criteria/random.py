@@ -30,6 +30,12 @@ class Random(Criterion):
     seed: int = 0
     needs_data: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = False
+    uses_gradients: ClassVar[bool] = False
+
+    @property
+    def cost(self) -> str:
+        """Nothing is run."""
+        return "no pass"
 
     def __call__(self, probe: Probe) -> Scores:
         """Draw the scores, parameter by parameter in their order.

@@ -38,6 +38,11 @@ class SynFlow(Criterion):
     rounds: int = 100
     needs_loss: ClassVar[bool] = False
 
+    @property
+    def cost(self) -> str:
+        """Rounds of one made-up sample."""
+        return f"{self.rounds} passes of one sample"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rounds < 1:

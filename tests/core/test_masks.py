@@ -245,3 +245,15 @@ def test_masks_from_an_allocation_fit_their_model():
     masks.apply_(dict(model.named_parameters()))
     assert MaskSet.from_zeros({"0.weight": model[0].weight}) == masks
     assert masks.sparsity() == 0.5
+
+
+def test_shuffled_masks_keep_as_many_entries_of_each_layer_elsewhere():
+    torch.manual_seed(0)
+    masks = MaskSet({"a": torch.rand(40, 30) > 0.8, "b": torch.rand(4, 3, 3, 3) > 0.5, "c": torch.zeros(0) > 0})
+    shuffled = masks.shuffled(seed=1)
+    assert shuffled.counts() == masks.counts()
+    assert shuffled.shapes() == masks.shapes()
+    assert shuffled == masks.shuffled(seed=1) != masks.shuffled(seed=2)
+    kept = masks.counts()["a"][0]
+    both = int((masks["a"] & shuffled["a"]).sum())
+    assert abs(both - kept**2 / 1200) < 5 * (kept**2 / 1200) ** 0.5  # what chance gives
