@@ -58,6 +58,13 @@ def test_the_page_shows_the_table_of_the_classes(capsys):
     assert capsys.readouterr().out in (ROOT / "docs" / "prune_at_init.md").read_text()
 
 
+def test_every_test_that_a_page_names_exists():
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "papers_and_code.md").read_text())
+    defined = {name for p in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", p.read_text())}
+    assert len(named) > 5
+    assert set(named) <= defined
+
+
 def test_every_link_leads_somewhere():
     links = 0
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_map
 
+from pl_prune.core.graph import uses
 from pl_prune.core.select import is_layer
 from pl_prune.core.types import Params, score_dtype
 
@@ -83,8 +83,8 @@ def _from_hooks(
 
             stack.enter_context(layer.register_forward_hook(note))
         value = loss(batch)
-    uses = _uses(value, params)
-    if any(uses[name] != sum(n == name for n, *_ in calls) for name in params):
+    used_by = uses(value, params)
+    if any(used_by[name] != sum(n == name for n, *_ in calls) for name in params):
         return None
     if any((len(x), outputs) != (size, size) for _, x, outputs, _ in calls):
         return None
@@ -102,23 +102,6 @@ def _from_hooks(
             return None
         total.append(_squares(layer, used, size))
     return total
-
-
-def _uses(value: Tensor, params: Params) -> Counter[str]:
-    """Count how often the graph of a value uses each parameter."""
-    names = {id(p): name for name, p in params.items()}
-    uses: Counter[str] = Counter()
-    seen, todo = set(), [value.grad_fn]
-    while todo:
-        node = todo.pop()
-        for after, _ in node.next_functions if node is not None else ():
-            name = names.get(id(getattr(after, "variable", None)))
-            if name is not None:
-                uses[name] += 1
-            elif after is not None and after not in seen:
-                seen.add(after)
-                todo.append(after)
-    return uses
 
 
 def _agree(found: Tensor, expected: Tensor | None) -> bool:

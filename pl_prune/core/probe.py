@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from pl_prune.core import sync
-from pl_prune.core.convolution import FastDoubleBackward
+from pl_prune.core.hessian import hessian_products
 from pl_prune.core.loss import Loss, batch_size, check_separable, checked_loss, class_logits
 from pl_prune.core.persample import squared_sums
 from pl_prune.core.types import Params, PruneError, Scores, score_dtype
@@ -180,21 +179,10 @@ class Probe:
             batch: The batch.
             vectors: Tensors in the order of `params`.
 
-        Yields:
+        Returns:
             Products in the order of `params`, zeros where the second derivative vanishes.
         """
-        params = list(self.params.values())
-        with sdpa_kernel(SDPBackend.MATH), FastDoubleBackward():  # fused attention has no second derivative
-            first = torch.autograd.grad(self.batch_loss(batch), params, create_graph=True, allow_unused=True)
-        live = [(g, i) for i, g in enumerate(first) if g is not None and g.requires_grad]
-        for vector in vectors:
-            products: Sequence[Tensor | None] = [None] * len(params)
-            if live:
-                along = [vector[i].to(g.dtype) for g, i in live]
-                products = torch.autograd.grad(
-                    [g for g, _ in live], params, along, retain_graph=True, allow_unused=True
-                )
-            yield [torch.zeros_like(p) if hv is None else hv for p, hv in zip(params, products, strict=True)]
+        return hessian_products(lambda: self.batch_loss(batch), list(self.params.values()), vectors)
 
     def remember(self, key: str, compute: Callable[[], Scores]) -> Scores:
         """Compute once what several criteria ask for.

@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
-from torch import nn
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import TinyModule, tiny_data, tiny_loader
 from criteria_list import criteria
 
 import pl_prune as plp
+from pl_prune.core.warmup import pooled_moments, set_statistics
 
 SAMPLES = plp.Samples(total=21, batch_size=4)
 
@@ -34,10 +35,9 @@ def share(rank: int, size: int) -> list:
     return [(x[part], y[part]) for part in (mine[:3], mine[3:])]
 
 
-def prune(criterion: plp.Criterion, devices: int, folder: Path) -> tuple[TinyModule, Trainer, plp.PruneAtInit]:
-    pruner = plp.PruneAtInit(criterion, 0.7, plp.ERK(), samples=SAMPLES)
-    trainer = Trainer(
-        max_steps=3,
+def trainer_of(callback: Callback, devices: int, folder: Path, steps: int) -> Trainer:
+    return Trainer(
+        max_steps=steps,
         accelerator="cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
@@ -46,8 +46,29 @@ def prune(criterion: plp.Criterion, devices: int, folder: Path) -> tuple[TinyMod
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[pruner],
+        callbacks=[callback],
     )
+
+
+def warm_up(devices: int, folder: Path) -> dict[str, Tensor]:
+    """The buffers after a warm-up on three batches, without a training step."""
+    net = module()
+    trainer_of(plp.BatchNormWarmup(batches=3), devices, folder, 0).fit(net, tiny_loader(), tiny_loader(16))
+    return dict(net.named_buffers())
+
+
+def warm_up_synced(rank: int, size: int) -> dict[str, Tensor]:
+    """The same on SyncBatchNorm, which DDP wraps on a GPU alone: what the callback calls, with three batches."""
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(module())
+    batches = [tiny_data()[16 * i : 16 * i + 16] for i in range(3)][rank::size]
+    moments, done = pooled_moments(net, batches, lambda batch: net(batch[0]))
+    set_statistics(net, moments, done)
+    return dict(net.named_buffers())
+
+
+def prune(criterion: plp.Criterion, devices: int, folder: Path) -> tuple[TinyModule, Trainer, plp.PruneAtInit]:
+    pruner = plp.PruneAtInit(criterion, 0.7, plp.ERK(), samples=SAMPLES)
+    trainer = trainer_of(pruner, devices, folder, 3)
     net = module()
     trainer.fit(net, tiny_loader(), tiny_loader(16))
     return net, trainer, pruner
@@ -65,6 +86,7 @@ if __name__ == "__main__":
             "zeros": {name: net.get_parameter(name).detach() == 0 for name in pruner.masks},
             "scores": plp.score(module(), criterion, share(rank, 2), loss),
         }
+    result["buffers"] = {False: warm_up(2, out), True: warm_up_synced(rank, 2)}
     failing = [(torch.full((2, 1, 8, 8), float("nan")), torch.zeros(2, dtype=torch.long))] if rank else share(rank, 2)
     try:
         plp.score(module(), plp.SNIP(), failing, loss)

@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from criteria_list import criteria
-from ddp_job import loss, module, prune, share
+from ddp_job import loss, module, prune, share, warm_up, warm_up_synced
 
 import pl_prune as plp
 
@@ -41,6 +41,14 @@ def test_two_processes_are_one(ranks, criterion, tmp_path):
                 rank[name]["scores"][parameter], score, rtol=1e-6, atol=1e-6 * float(score.abs().max())
             )
             assert torch.equal(rank[name]["zeros"][parameter], ~masks[parameter])
+
+
+@pytest.mark.parametrize("synced", [False, True], ids=["BatchNorm", "SyncBatchNorm"])
+def test_batch_norms_are_warmed_up_over_all_ranks(ranks, synced, tmp_path):
+    alone = warm_up_synced(0, 1) if synced else warm_up(1, tmp_path)
+    assert alone["net.1.num_batches_tracked"] == 3
+    for rank in ranks:
+        torch.testing.assert_close(rank["buffers"][synced], alone, rtol=1e-6, atol=1e-7)
 
 
 def test_a_failure_on_one_rank_is_an_error_on_both(ranks):

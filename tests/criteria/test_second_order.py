@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from refusal import expect_refusal
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, vmap
 
@@ -403,3 +404,27 @@ def test_criteria_that_share_a_pass_share_it(monkeypatch):
     assert sorted(calls) == ["Hutchinson probes", "gradients", "gradients", "squared gradients"]
     for criterion, scores in zip(criteria, together, strict=True):
         torch.testing.assert_close(scores, plp.score(model, criterion, data(), cross_entropy))
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * 2
+
+
+class FusedActivation(nn.Module):
+    def forward(self, x):
+        return Once.apply(x).relu()
+
+
+@pytest.mark.parametrize("criterion", [plp.GraSP(), plp.HutchinsonPruning()], ids=repr)
+def test_an_operation_without_a_second_derivative_is_named(criterion):
+    model = network(FusedActivation)
+    with expect_refusal("differentiated twice", "SNIP, Fisher, Gauss-Newton"):
+        score(model, criterion)
+    assert score(model, plp.GaussNewtonPruning(probes=1)).any()
