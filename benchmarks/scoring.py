@@ -134,6 +134,7 @@ def estimators(device: str, samples: int) -> None:
             "exact": gauss_newton(estimator="exact"),
             "gnb, 1 probe": gauss_newton(probes=1),
             "gnb, 10 probes": gauss_newton(probes=10),
+            "gnb, a probe for each sample": gauss_newton(probes=samples),
             "sketch, 10 probes": gauss_newton(estimator="sketch", probes=10),
             "Hutchinson, 1 probe": plp.HutchinsonDiagonal(probes=1, temperature=temperature),
             "Hutchinson, 10 probes": plp.HutchinsonDiagonal(probes=10, temperature=temperature),

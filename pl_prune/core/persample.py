@@ -60,7 +60,23 @@ def cut(batch: Any, size: int, start: int, stop: int) -> Any:
     Returns:
         A batch in which every tensor whose first dimension counted samples has `stop - start`.
     """
-    return tree_map(lambda x: x[start:stop] if isinstance(x, Tensor) and x.ndim and x.shape[0] == size else x, batch)
+    return pick(batch, size, torch.arange(start, min(stop, size)))
+
+
+def pick(batch: Any, size: int, samples: Tensor) -> Any:
+    """Pick samples out of a batch.
+
+    Args:
+        batch: Tensors in any nesting.
+        size: Number of samples.
+        samples: Their places (n,).
+
+    Returns:
+        A batch in which every tensor whose first dimension counted samples has n.
+    """
+    return tree_map(
+        lambda x: x[samples.to(x.device)] if isinstance(x, Tensor) and x.ndim and x.shape[0] == size else x, batch
+    )
 
 
 def _from_hooks(

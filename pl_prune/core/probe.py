@@ -118,7 +118,7 @@ class Probe:
             Tensors of the names and shapes of `params`, in float32, or float64 for float64 parameters; zeros for a
             parameter that the loss does not depend on.
         """
-        return self.remember("gradients", lambda: self.means("gradients", self._summed_grads)[0])
+        return self.remember("gradients", lambda: self.mean("gradients", self._summed_grads))
 
     def squared_grads(self) -> Scores:
         """Return the mean, over samples, of the squared gradient of each sample's own loss: the diagonal of the empirical Fisher matrix.
@@ -139,7 +139,7 @@ class Probe:
                 check_separable(self._loss, self.model, batch, size)
             return squared_sums(self.model, self.params, summed, batch, size)
 
-        return self.remember("squared gradients", lambda: self.means("squared gradients", squares)[0])
+        return self.remember("squared gradients", lambda: self.mean("squared gradients", squares))
 
     def squared_batch_grads(self) -> Scores:
         """Return the mean, over batches, of the squared gradient of each batch's mean loss. It depends on how the data are cut.
@@ -154,7 +154,7 @@ class Probe:
         batches = torch.tensor(float(len(self.batches)), device=next(iter(self.params.values())).device)
         sync.sum_([batches])
         share = self.sample_count() / float(batches)
-        return {name: value * share for name, value in self.means("squared batch gradients", squares)[0].items()}
+        return {name: value * share for name, value in self.mean("squared batch gradients", squares).items()}
 
     def hvp(self, vector: Scores) -> Scores:
         """Multiply the Hessian of the mean loss, restricted to `params`, by a vector.
@@ -170,7 +170,7 @@ class Probe:
             (result,) = self.batch_hvps(batch, [list(vector.values())])
             return [hv * size for hv in result]
 
-        return self.means("Hessian products", product)[0]
+        return self.mean("Hessian products", product)
 
     def batch_hvps(self, batch: Any, vectors: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
         """Multiply the Hessian of one batch's mean loss by vectors, on one graph.
@@ -220,26 +220,21 @@ class Probe:
         sync.sum_([count])
         return int(count)
 
-    def means(
-        self, label: str, contribution: Callable[[Any, int, int], Iterable[Tensor]], quantities: int = 1
-    ) -> list[Scores]:
+    def mean(self, label: str, contribution: Callable[[Any, int, int], Iterable[Tensor]]) -> Scores:
         """Sum what every batch contributes, over all batches and ranks, and divide by the number of samples.
 
         Args:
             label: What is computed, for the progress bar.
             contribution: `contribution(batch, size, first)` returns tensors in the order of `params`, summed over the
-                batch's samples, those of the second quantity after those of the first, and so on; `first` is the
-                place of its first sample among this rank's.
-            quantities: How many quantities it contributes to.
+                batch's samples; `first` is the place of its first sample among this rank's.
 
         Returns:
-            For each quantity, tensors of the names and shapes of `params`, in float32, or float64 for float64
-            parameters.
+            Tensors of the names and shapes of `params`, in float32, or float64 for float64 parameters.
 
         Raises:
             PruneError: If there is no data, or a contribution fails on any rank.
         """
-        total = [zeros for _ in range(quantities) for zeros in self.zeros()]
+        total = self.zeros()
         count, error = 0, None
         try:
             if self._loss is None or (not self.batches and sync.rank_and_size()[1] == 1):
@@ -259,8 +254,7 @@ class Probe:
         sync.sum_([*total, samples])
         if not float(samples):
             raise PruneError("Expected at least one sample on some rank; found none. Pass batches that are not empty.")
-        tensors = iter(total)
-        return [{name: next(tensors).div_(float(samples)) for name in self.params} for _ in range(quantities)]
+        return {name: sum_.div_(float(samples)) for name, sum_ in zip(self.params, total, strict=True)}
 
     def batch_loss(self, batch: Any) -> Tensor:
         """Return the mean loss of a batch.

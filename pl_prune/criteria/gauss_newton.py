@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 
 from pl_prune.core.criterion import Criterion
-from pl_prune.core.persample import squared_sums
+from pl_prune.core.persample import pick, squared_sums
 from pl_prune.core.probe import Probe
 from pl_prune.core.types import PruneError, Scores
 from pl_prune.criteria.fisher import TaylorSign, taylor
-
-_Root = Callable[[Tensor, Tensor], Tensor]
-_MEMORY = 2**31  # bytes of gradients, of probes that share a forward pass
 
 
 @dataclass(frozen=True)
@@ -28,18 +25,19 @@ class GaussNewtonDiagonal(Criterion):
     estimates with much noise.
 
     Args:
-        estimator: "gnb" draws labels from the model's own softmax and squares the summed gradient: one backward pass
-            for each probe, relative error about sqrt(2 / probes). "sketch"
-            does the same with random signs instead of labels. "exact" takes one per-sample pass for each class.
-        probes: Number of probes of "gnb" and "sketch".
+        estimator: "gnb" draws labels from the model's own softmax and squares summed gradients. "sketch" does the same
+            with random signs instead of labels. "exact" takes one per-sample pass for each class.
+        probes: Into how many groups "gnb" and "sketch" deal the samples, each with a square of its own: one pass over
+            the data at any number, and a relative error of about sqrt(2 / probes); as many as there are samples or
+            more is the most accurate, by a per-sample pass.
         temperature: Divides the logits.
         seed: Seed of the probes, drawn on the CPU.
 
     Source:
-        The label-sampling estimator is that of Liu et al. (Sophia), algorithm 2 (Gauss-Newton-Bartlett). Divergence:
-        it is the mean over probes, over
-        all samples of the scoring set and all ranks, not a running average. Not a method of Gollini Navarrete et al.:
-        a better estimate of their HD is another method.
+        The label-sampling estimator is that of Liu et al. (Sophia), algorithm 2 (Gauss-Newton-Bartlett), with a
+        mini-batch for each probe as there. Divergence: it is a mean over disjoint groups of the scoring samples of all
+        ranks, not a running average over training. Not a method of Gollini Navarrete et al.: a better estimate of
+        their HD is another method.
     """
 
     estimator: Literal["gnb", "sketch", "exact"] = "gnb"
@@ -51,8 +49,8 @@ class GaussNewtonDiagonal(Criterion):
 
     @property
     def cost(self) -> str:
-        """A backward pass for each probe, or a per-sample pass for each class."""
-        return "1 per-sample pass for each class" if self.estimator == "exact" else f"{self.probes} passes"
+        """One pass, each probe over samples of its own, or a per-sample pass for each class."""
+        return "1 per-sample pass for each class" if self.estimator == "exact" else "1 pass"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,34 +91,51 @@ class GaussNewtonDiagonal(Criterion):
                     sum_.add_(square)
             return total
 
-        return probe.means("Gauss-Newton diagonal", contribution)[0]
+        return probe.mean("Gauss-Newton diagonal", contribution)
 
     def _sampled(self, probe: Probe) -> Scores:
         samples = probe.sample_count()
+        root = self._root(samples)
+
+        def numbers(size: int, first: int) -> Tensor:
+            return torch.tensor([probe.sample_number(first + i) for i in range(size)])
+
+        def of_samples(batch: Any, size: int, first: int) -> Iterable[Tensor]:
+            with torch.no_grad():
+                p = (probe.logits(batch)[0] / self.temperature).softmax(1)
+
+            def loss(part: Any) -> Tensor:
+                logits = probe.logits(part[0])[0]
+                return torch.sum(logits / self.temperature * part[1])
+
+            return squared_sums(probe.model, probe.params, loss, (batch, root(p, numbers(size, first))), size)
+
+        if self.probes >= samples:
+            return probe.mean("Gauss-Newton probes", of_samples)
+
+        generator = torch.Generator().manual_seed(self.seed)
+        group = torch.randperm(samples, generator=generator) % self.probes
         total = dict(zip(probe.params, probe.zeros(), strict=True))
-        at_once = max(1, _MEMORY // sum(w.nbytes for w in total.values()))  # each probe keeps a gradient in memory
-        for start in range(0, self.probes, at_once):
-            roots = [self._root(samples, k) for k in range(start, min(start + at_once, self.probes))]
+        for k in range(self.probes):
 
-            def contribution(batch: Any, size: int, first: int, roots: list[_Root] = roots) -> Iterator[Tensor]:
+            def of_group(batch: Any, size: int, first: int, k: int = k) -> Iterable[Tensor]:
+                mine = numbers(size, first)
+                members = (group[mine] == k).nonzero()[:, 0]
+                if not len(members):
+                    return probe.zeros()
                 params = list(probe.params.values())
-                logits = probe.logits(batch)[0] / self.temperature
-                p = logits.detach().softmax(1)
-                mine = torch.tensor([probe.sample_number(first + i) for i in range(size)])
-                for root in roots:
-                    grads = torch.autograd.grad(logits, params, root(p, mine), retain_graph=True, allow_unused=True)
-                    yield from (torch.zeros_like(w) if g is None else g for w, g in zip(params, grads, strict=True))
+                logits = probe.logits(pick(batch, size, members))[0] / self.temperature
+                v = root(logits.detach().softmax(1), mine[members])
+                grads = torch.autograd.grad(logits, params, v, allow_unused=True)
+                return [torch.zeros_like(w) if g is None else g for w, g in zip(params, grads, strict=True)]
 
-            for mean in probe.means("Gauss-Newton probes", contribution, len(roots)):
-                for name, sum_ in total.items():
-                    sum_.addcmul_(mean[name], mean[name], value=samples / self.probes)
+            for name, mean in probe.mean("Gauss-Newton probes", of_group).items():
+                total[name].addcmul_(mean, mean, value=samples)
         return total
 
-    def _root(self, samples: int, k: int) -> _Root:
-        """Return probe k: from probabilities (N, C) and the samples' places, vectors v of E[v v^T] = diag(p) - p p^T."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + k)
-        uniform = torch.rand(samples, generator=generator, dtype=torch.float64)
-        sign_seed = int(torch.randint(2**31, (1,), generator=generator))
+    def _root(self, samples: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """From probabilities (N, C) and the samples' places, random vectors v with E[v v^T] = diag(p) - p p^T."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003)
 
         def labels(p: Tensor, mine: Tensor) -> Tensor:
             drawn = (uniform[mine, None] > p.double().cpu().cumsum(1)).sum(1).clamp(max=p.shape[1] - 1)
@@ -131,6 +146,8 @@ class GaussNewtonDiagonal(Criterion):
             scaled = p.sqrt() * (torch.randint(2, (samples, p.shape[1]), generator=table)[mine].to(p) * 2 - 1)
             return scaled - p * scaled.sum(1, keepdim=True)
 
+        uniform = torch.rand(samples, generator=generator, dtype=torch.float64)
+        sign_seed = int(torch.randint(2**31, (1,), generator=generator))
         return labels if self.estimator == "gnb" else signs
 
 

@@ -95,7 +95,7 @@ class HutchinsonDiagonal(Criterion):
                         sum_.addcmul_(hv.to(sum_.dtype), z.to(sum_.dtype), value=weight / self.probes)
             return total
 
-        return probe.means("Hutchinson probes", contribution)[0]
+        return probe.mean("Hutchinson probes", contribution)
 
 
 @dataclass(frozen=True)
