@@ -201,7 +201,7 @@ class GaussNewtonTaylor(GaussNewtonDiagonal):
     @property
     def cost(self) -> str:
         """That of the diagonal, and the gradient of the mean."""
-        return f"{super().cost}, 1 pass"
+        return f"{super().cost}, 1 pass" if self.estimator == "exact" else "2 passes"
 
     def __call__(self, probe: Probe) -> Scores:
         """Add the first and the second order.
