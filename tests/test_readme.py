@@ -58,6 +58,11 @@ def test_the_page_shows_the_table_of_the_classes(capsys):
     assert capsys.readouterr().out in (ROOT / "docs" / "prune_at_init.md").read_text()
 
 
+@pytest.mark.parametrize("page", ["README.md", *[f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")]])
+def test_no_table_is_left_to_be_filled_in(page):
+    assert not re.findall(r"^[A-Z0-9]+$", (ROOT / page).read_text(), re.MULTILINE)
+
+
 def test_every_test_that_a_page_names_exists():
     named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "papers_and_code.md").read_text())
     defined = {name for p in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", p.read_text())}

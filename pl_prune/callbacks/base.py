@@ -102,7 +102,7 @@ class PruningCallback(Callback, ABC):
                 f"Expected the masks of {self.state_key!r} in the checkpoint {str(trainer.ckpt_path)!r}; "
                 "found no such state (a weights-only "
                 "checkpoint, one of a run without this callback, or a renamed callback). Resume from a full checkpoint of a "
-                "run with this callback and this name, or load the weights into the module yourself and start a new fit."
+                "run with this callback and this name, or start a new fit from its weights alone (--weights on the command line)."
             )
         if self._restored and self._restored_method != self.method:
             raise PruneError(

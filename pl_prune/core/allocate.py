@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.topk import top_k
-from pl_prune.core.types import PruneError, check_scores, prune_count
+from pl_prune.core.types import PruneError, check_scores, check_type, prune_count
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Allocation(ABC):
         Raises:
             PruneError: If the sparsity is out of range, a score is not finite, or the floors or `within` cannot hold.
         """
+        check_type("scores", scores, Mapping, "what `score` returned for one criterion")
         check_scores(scores)
         total = sum(score.numel() for score in scores.values())
         keep = total - prune_count(sparsity, total)

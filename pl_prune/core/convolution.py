@@ -16,7 +16,7 @@ class FastDoubleBackward(TorchFunctionMode):
 
     PyTorch's own double backward writes the gradient of the weight as a convolution with a kernel of the size of the
     feature map, which takes about twice as long. Values are the same up to rounding. Transposed convolutions, string
-    paddings and inputs without a batch dimension are left to PyTorch.
+    paddings, inputs without a batch dimension and autocast are left to PyTorch.
     """
 
     def __torch_function__(
@@ -36,9 +36,11 @@ class FastDoubleBackward(TorchFunctionMode):
         if func in _DIMENSIONS:
             call = _arguments(*args, **(kwargs or {}))
             dims = _DIMENSIONS[func]
-            if call["input"].ndim == dims + 2 and not isinstance(call["padding"], str):
+            x = call["input"]
+            cast = torch.is_autocast_enabled(x.device.type)  # which converts what PyTorch's own function is given
+            if x.ndim == dims + 2 and not isinstance(call["padding"], str) and not cast:
                 geometry = [_tuple(call[key], dims) for key in ("stride", "padding", "dilation")]
-                return _Convolution.apply(call["input"], call["weight"], call["bias"], *geometry, call["groups"])
+                return _Convolution.apply(x, call["weight"], call["bias"], *geometry, call["groups"])
         return func(*args, **(kwargs or {}))
 
 

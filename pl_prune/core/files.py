@@ -21,27 +21,36 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         path: A Lightning checkpoint, a state_dict saved by `torch.save`, or a `.safetensors` file.
 
     Raises:
-        PruneError: If there is no such file, it holds no state_dict, or names or shapes differ from the model's.
+        PruneError: If there is no such file, it holds no state_dict, names or shapes differ from the model's, or several
+            submodules fit.
     """
     found = _read(Path(path))
-    fitting = [m for m in model.modules() if m.state_dict().keys() == found.keys()]
-    target = fitting[0] if fitting else model
-    expected = target.state_dict()
-    odd = sorted(expected.keys() ^ found.keys())
-    if odd:
-        where = [f"{name} (in the {'file' if name in found else 'model'} alone)" for name in odd[:4]]
+    shapes = {name: tuple(t.shape) for name, t in found.items()}
+    states = {name: m.state_dict() for name, m in model.named_modules()}
+    fitting = [n for n, state in states.items() if shapes == {k: tuple(t.shape) for k, t in state.items()}]
+    if len(fitting) > 1:
         raise PruneError(
-            f"Expected {path} to hold the {len(expected)} tensors of {type(model).__name__} or of a submodule; found {len(found)} "
-            f"tensors, {len(odd)} of other names: {', '.join(where)}. Pass weights of the same architecture."
+            f"Expected {path} to fit one submodule of {type(model).__name__}; found {len(fitting)}: {', '.join(fitting[:4])}. "
+            "Pass weights of the whole module."
         )
-    shapes = [(name, tuple(found[name].shape), tuple(t.shape)) for name, t in expected.items()]
-    odd_shapes = [f"{name} is {file}, not {here}" for name, file, here in shapes if file != here]
-    if odd_shapes:
-        raise PruneError(
-            f"Expected {path} to hold tensors of the model's shapes; found others: {', '.join(odd_shapes[:4])}. "
-            "Pass weights of the same architecture and number of classes."
-        )
-    target.load_state_dict(found)
+    if fitting:
+        model.get_submodule(fitting[0]).load_state_dict(found)
+        return
+    same_names = [name for name, state in states.items() if state.keys() == found.keys()]
+    expected = states[same_names[0] if same_names else ""]
+    odd = [
+        f"{name} (in the {'file' if name in found else 'model'} alone)"
+        for name in sorted(expected.keys() ^ found.keys())
+    ]
+    odd += [
+        f"{k} is {shapes[k]}, not {tuple(t.shape)}"
+        for k, t in expected.items()
+        if k in found and t.shape != found[k].shape
+    ]
+    raise PruneError(
+        f"Expected {path} to hold the {len(expected)} tensors of {type(model).__name__} or of a submodule; found {len(found)} tensors, "
+        f"{len(odd)} of other names or shapes: {', '.join(odd[:4])}. Pass weights of the same architecture and number of classes."
+    )
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -56,7 +65,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise PruneError(
             f"Expected {str(path)!r} to be a checkpoint of tensors and plain values; found {type(error).__name__}: "
-            f"{str(error)[:300]}. Save its state_dict alone: torch.save(model.state_dict(), path)."
+            f"{str(error).partition('. ')[0][:200]}. Save its state_dict alone: torch.save(model.state_dict(), path)."
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         pruned = [key for key, state in (content.get("callbacks") or {}).items() if _has_masks(state)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -36,11 +37,13 @@ def hessian_products(
         RuntimeError: What the loss itself raises.
     """
     try:
-        with sdpa_kernel(SDPBackend.MATH), FastDoubleBackward():  # fused attention has no second derivative
+        with _kernels():
             first = torch.autograd.grad(loss(), params, create_graph=True, allow_unused=True)
         live = [(g, i) for i, g in enumerate(first) if g is not None and g.requires_grad]
         # The mark of `once_differentiable`, which hides what lies behind it from autograd.
-        if any(node.name() == "torch::autograd::Error" for node in edges(g for g, _ in live)):
+        roots = [g for g, _ in live]
+        nodes = (node for node in (*(g.grad_fn for g in roots), *edges(roots)) if node is not None)
+        if any(node.name() == "torch::autograd::Error" for node in nodes):
             raise PruneError(
                 "Expected operations that can be differentiated twice, for Hessian products; found a custom autograd function "
                 f"marked once_differentiable. {_ADVICE}"
@@ -49,9 +52,8 @@ def hessian_products(
             products: Sequence[Tensor | None] = [None] * len(params)
             if live:
                 along = [vector[i].to(g.dtype) for g, i in live]
-                products = torch.autograd.grad(
-                    [g for g, _ in live], params, along, retain_graph=True, allow_unused=True
-                )
+                with _kernels():  # checkpointed parts run forward again
+                    products = torch.autograd.grad(roots, params, along, retain_graph=True, allow_unused=True)
             yield [torch.zeros_like(p) if hv is None else hv for p, hv in zip(params, products, strict=True)]
     except RuntimeError as error:
         if "derivative for" not in str(error):
@@ -59,3 +61,10 @@ def hessian_products(
         raise PruneError(
             f"Expected operations that can be differentiated twice, for Hessian products; found one that cannot ({error}). {_ADVICE}"
         ) from error
+
+
+@contextmanager
+def _kernels() -> Iterator[None]:
+    """Run with operations that can be differentiated twice: fused attention cannot."""
+    with sdpa_kernel(SDPBackend.MATH), FastDoubleBackward():
+        yield

@@ -24,7 +24,7 @@ def squared_sums(
     """Sum the squared gradients of each sample's own loss over one batch.
 
     Layers of other kinds than Linear and Conv, and weights used outside their layers, are found by the graph of the
-    loss and by the first sample's own gradient; then every sample is differentiated alone.
+    loss and by the gradient of the first two samples; then every sample is differentiated alone.
 
     Args:
         model: The network.
@@ -89,32 +89,38 @@ def _from_hooks(
         if not plain or not name.endswith("weight") or getattr(layer, "padding_mode", "zeros") != "zeros":
             return None
         layers[name] = layer
+    odd: list[str] = []
     calls: list[tuple[str, Tensor, int, GradientEdge]] = []
     with ExitStack() as stack:
         for name, layer in layers.items():
 
-            def note(_: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
-                # The edge, and not the output: an in-place activation replaces the output's.
-                calls.append((name, inputs[0].detach(), len(output), get_gradient_edge(output)))
+            def note(_: nn.Module, inputs: Any, named: Any, output: Tensor, name: str = name) -> None:
+                if len(inputs) != 1 or named:
+                    odd.append(name)
+                elif output.requires_grad:
+                    # The edge, and not the output: an in-place activation replaces the output's.
+                    calls.append((name, inputs[0].detach(), len(output), get_gradient_edge(output)))
 
-            stack.enter_context(layer.register_forward_hook(note))
+            stack.enter_context(layer.register_forward_hook(note, with_kwargs=True))
         value = loss(batch)
+    if odd:
+        return None
     used_by = uses(value, params)
     if any(used_by[name] != sum(n == name for n, *_ in calls) for name in params):
         return None
     if any((len(x), outputs) != (size, size) for _, x, outputs, _ in calls):
         return None
     grads = torch.autograd.grad(value, [edge for *_, edge in calls], allow_unused=True)
-    of_first = torch.autograd.grad(loss(cut(batch, size, 0, 1)), list(params.values()), allow_unused=True)
+    of_two = torch.autograd.grad(loss(cut(batch, size, 0, 2)), list(params.values()), allow_unused=True)
     total = []
-    for (name, layer), first in zip(layers.items(), of_first, strict=True):
+    for (name, layer), expected in zip(layers.items(), of_two, strict=True):
         dtype = score_dtype(params[name])
         used = [
             (x.to(dtype), g.to(dtype))
             for (n, x, *_), g in zip(calls, grads, strict=True)
             if n == name and g is not None
         ]
-        if not _agree(_weight_grads(layer, [(x[:1], g[:1]) for x, g in used])[0], first):
+        if not _agree(_weight_grads(layer, [(x[:2], g[:2]) for x, g in used]).sum(0), expected):
             return None
         total.append(_squares(layer, used, size))
     return total

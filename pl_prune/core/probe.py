@@ -153,7 +153,7 @@ class Probe:
 
         batches = torch.tensor(float(len(self.batches)), device=next(iter(self.params.values())).device)
         sync.sum_([batches])
-        share = self.sample_count() / float(batches)
+        share = self.numbering()[1] / float(batches)
         return {name: value * share for name, value in self.mean("squared batch gradients", squares).items()}
 
     def hvp(self, vector: Scores) -> Scores:
@@ -198,27 +198,30 @@ class Probe:
             self._known[key] = compute()
         return {name: value.clone() for name, value in self._known[key].items()}
 
-    def sample_number(self, local: int) -> int:
-        """Return the place of a sample of this rank among the samples of all ranks, which take turns.
+    def numbering(self) -> tuple[Tensor, int]:
+        """Number the samples of all ranks, in turns where the ranks hold them so, else rank after rank.
 
-        Args:
-            local: Its place among this rank's samples, from 0.
+        Called by all ranks together.
 
         Returns:
-            Its place in the whole.
+            The numbers of this rank's samples, on the CPU, and how many samples there are.
+
+        Raises:
+            PruneError: If a batch is of no known size.
         """
         rank, size = sync.rank_and_size()
-        return rank + size * local
-
-    def sample_count(self) -> int:
-        """Count the samples of all ranks.
-
-        Returns:
-            Their number.
-        """
-        count = torch.tensor(float(sum(map(batch_size, self.batches))), device=next(iter(self.params.values())).device)
-        sync.sum_([count])
-        return int(count)
+        counts = torch.zeros(size, device=next(iter(self.params.values())).device)
+        error = None
+        try:
+            counts[rank] = sum(map(batch_size, self.batches))
+        except PruneError as caught:
+            error = caught
+        sync.agree(error)
+        sync.sum_([counts])
+        held = [int(n) for n in counts]
+        total, local = sum(held), torch.arange(held[rank])
+        in_turns = held == [len(range(r, total, size)) for r in range(size)]
+        return (rank + size * local if in_turns else sum(held[:rank]) + local), total
 
     def mean(self, label: str, contribution: Callable[[Any, int, int], Iterable[Tensor]]) -> Scores:
         """Sum what every batch contributes, over all batches and ranks, and divide by the number of samples.

@@ -59,6 +59,24 @@ def check_sparsity(sparsity: float) -> None:
         )
 
 
+def check_positive(owner: str, **values: float) -> None:
+    """Raise `PruneError` unless numbers are positive; those called probes or rounds must be whole.
+
+    Args:
+        owner: Whose settings they are.
+        **values: The numbers by name.
+
+    Raises:
+        PruneError: If one is not.
+    """
+    for name, value in values.items():
+        kind, what = (
+            (int, "a whole number of 1 or more") if name in ("probes", "rounds") else ((int, float), "positive")
+        )
+        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+            raise PruneError(f"Expected {owner}.{name} to be {what}; found {value!r}. Leave it out for the default.")
+
+
 def check_scores(scores: Mapping[str, Tensor]) -> None:
     """Raise `PruneError` unless every score is a finite floating-point number.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.persample import pick, squared_sums
 from pl_prune.core.probe import Probe
-from pl_prune.core.types import PruneError, Scores
+from pl_prune.core.types import Scores, check_positive
 from pl_prune.criteria.fisher import TaylorSign, taylor
 
 
@@ -54,11 +54,7 @@ class GaussNewtonDiagonal(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.probes < 1 or self.temperature <= 0:
-            raise PruneError(
-                f"Expected at least one probe and a positive temperature; found probes={self.probes}, temperature={self.temperature}. "
-                "The defaults are 10 and 1."
-            )
+        check_positive(type(self).__name__, probes=self.probes, temperature=self.temperature)
 
     def __call__(self, probe: Probe) -> Scores:
         """Estimate the diagonal.
@@ -94,11 +90,8 @@ class GaussNewtonDiagonal(Criterion):
         return probe.mean("Gauss-Newton diagonal", contribution)
 
     def _sampled(self, probe: Probe) -> Scores:
-        samples = probe.sample_count()
+        numbers, samples = probe.numbering()
         root = self._root(samples)
-
-        def numbers(size: int, first: int) -> Tensor:
-            return torch.tensor([probe.sample_number(first + i) for i in range(size)])
 
         def of_samples(batch: Any, size: int, first: int) -> Iterable[Tensor]:
             with torch.no_grad():
@@ -108,7 +101,7 @@ class GaussNewtonDiagonal(Criterion):
                 logits = probe.logits(part[0])[0]
                 return torch.sum(logits / self.temperature * part[1])
 
-            return squared_sums(probe.model, probe.params, loss, (batch, root(p, numbers(size, first))), size)
+            return squared_sums(probe.model, probe.params, loss, (batch, root(p, numbers[first : first + size])), size)
 
         if self.probes >= samples:
             return probe.mean("Gauss-Newton probes", of_samples)
@@ -119,7 +112,7 @@ class GaussNewtonDiagonal(Criterion):
         for k in range(self.probes):
 
             def of_group(batch: Any, size: int, first: int, k: int = k) -> Iterable[Tensor]:
-                mine = numbers(size, first)
+                mine = numbers[first : first + size]
                 members = (group[mine] == k).nonzero()[:, 0]
                 if not len(members):
                     return probe.zeros()
@@ -142,12 +135,13 @@ class GaussNewtonDiagonal(Criterion):
             return p - torch.nn.functional.one_hot(drawn, p.shape[1]).to(p)
 
         def signs(p: Tensor, mine: Tensor) -> Tensor:
-            table = torch.Generator().manual_seed(sign_seed)
-            scaled = p.sqrt() * (torch.randint(2, (samples, p.shape[1]), generator=table)[mine].to(p) * 2 - 1)
+            if not table:  # as many columns as there are classes
+                table.append(torch.randint(2, (samples, p.shape[1]), dtype=torch.int8, generator=generator))
+            scaled = p.sqrt() * (table[0][mine].to(p) * 2 - 1)
             return scaled - p * scaled.sum(1, keepdim=True)
 
         uniform = torch.rand(samples, generator=generator, dtype=torch.float64)
-        sign_seed = int(torch.randint(2**31, (1,), generator=generator))
+        table: list[Tensor] = []
         return labels if self.estimator == "gnb" else signs
 
 

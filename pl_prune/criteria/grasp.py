@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.neutral import batch_norms_in_training
 from pl_prune.core.probe import Probe
-from pl_prune.core.types import PruneError, Scores
+from pl_prune.core.types import Scores, check_positive
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class GraSP(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0:
-            raise PruneError(f"Expected a positive temperature; found {self.temperature}. The official value is 200.")
+        check_positive("GraSP", temperature=self.temperature)
 
     def __call__(self, probe: Probe) -> Scores:
         """Take one gradient over all data, then one Hessian product with it.

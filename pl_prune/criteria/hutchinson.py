@@ -12,7 +12,7 @@ from torch import Tensor
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.persample import cut
 from pl_prune.core.probe import Probe
-from pl_prune.core.types import PruneError, Scores
+from pl_prune.core.types import Scores, check_positive
 from pl_prune.criteria.fisher import TaylorSign, taylor
 
 
@@ -54,11 +54,7 @@ class HutchinsonDiagonal(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.probes < 1 or self.temperature <= 0:
-            raise PruneError(
-                f"Expected at least one probe and a positive temperature; found probes={self.probes}, temperature={self.temperature}. "
-                "The published values are 10 and 200."
-            )
+        check_positive(type(self).__name__, probes=self.probes, temperature=self.temperature)
 
     def __call__(self, probe: Probe) -> Scores:
         """Estimate the diagonal.
@@ -78,13 +74,14 @@ class HutchinsonDiagonal(Criterion):
 
     def _estimate(self, probe: Probe) -> Scores:
         shared = _Signs(probe, self.probes, self.seed) if self.probe_per == "round" else None
+        numbers, _ = probe.numbering()
 
         def contribution(batch: Any, size: int, first: int) -> Iterable[Tensor]:
             total = probe.zeros()
             parts = [(batch, shared, size)]
             if shared is None:
                 # One sample after another, each with probes that its place in the data decides.
-                seeds = (self.seed * 1_000_003 + probe.sample_number(first + i) + 1 for i in range(size))
+                seeds = [self.seed * 1_000_003 + number + 1 for number in numbers[first : first + size].tolist()]
                 parts = [
                     (cut(batch, size, i, i + 1), _Signs(probe, self.probes, seed), 1) for i, seed in enumerate(seeds)
                 ]

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.neutral import neutral_norms
 from pl_prune.core.probe import Probe
-from pl_prune.core.types import PruneError, Scores
+from pl_prune.core.types import PruneError, Scores, check_positive
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class SynFlow(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds < 1:
-            raise PruneError(f"Expected at least one round; found {self.rounds}. The published number is 100.")
+        check_positive("SynFlow", rounds=self.rounds)
 
     def __call__(self, probe: Probe) -> Scores:
         """Score the network as it is masked now.

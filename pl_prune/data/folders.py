@@ -64,7 +64,7 @@ class TinyImageNet(Images):
             A data set of (image, label).
 
         Raises:
-            PruneError: If the annotations name an unknown class or a missing image.
+            PruneError: If the annotations name an unknown class.
         """
         from torchvision.datasets import ImageFolder
         from torchvision.datasets.folder import default_loader

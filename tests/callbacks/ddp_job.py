@@ -87,6 +87,12 @@ if __name__ == "__main__":
             "scores": plp.score(module(), criterion, share(rank, 2), loss),
         }
     result["buffers"] = {False: warm_up(2, out), True: warm_up_synced(rank, 2)}
+    x, y = tiny_data().tensors
+    mine = [(x[:3], y[:3])] if rank == 0 else [(x[3:8], y[3:8]), (x[8:11], y[8:11])]
+    result["rank after rank"] = {
+        "gnb": plp.score(module(), plp.GaussNewtonDiagonal(probes=4), mine, loss),
+        "per sample": plp.score(module(), plp.HutchinsonDiagonal(probes=2, probe_per="sample"), mine, loss),
+    }
     failing = [(torch.full((2, 1, 8, 8), float("nan")), torch.zeros(2, dtype=torch.long))] if rank else share(rank, 2)
     try:
         plp.score(module(), plp.SNIP(), failing, loss)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from conftest import tiny_data
 from criteria_list import criteria
 from ddp_job import loss, module, prune, share, warm_up, warm_up_synced
 
@@ -49,6 +50,20 @@ def test_batch_norms_are_warmed_up_over_all_ranks(ranks, synced, tmp_path):
     assert alone["net.1.num_batches_tracked"] == 3
     for rank in ranks:
         torch.testing.assert_close(rank["buffers"][synced], alone, rtol=1e-6, atol=1e-7)
+
+
+def test_ranks_may_hold_any_share_of_the_samples(ranks):
+    x, y = tiny_data().tensors
+    criteria = {
+        "gnb": plp.GaussNewtonDiagonal(probes=4),
+        "per sample": plp.HutchinsonDiagonal(probes=2, probe_per="sample"),
+    }
+    for name, criterion in criteria.items():
+        alone = plp.score(module(), criterion, [(x[:11], y[:11])], loss)
+        for rank in ranks:
+            for parameter, score in alone.items():
+                found = rank["rank after rank"][name][parameter]
+                torch.testing.assert_close(found, score, rtol=1e-5, atol=1e-6 * float(score.abs().max()))
 
 
 def test_a_failure_on_one_rank_is_an_error_on_both(ranks):

@@ -137,6 +137,44 @@ def test_fisher_of_unusual_layers(kind):
     torch.testing.assert_close(score(model, plp.FisherDiagonal(), 4), expected)
 
 
+class ByName(nn.Sequential):
+    """Calls a layer by the name of its argument."""
+
+    def forward(self, x):
+        return self[1](input=self[0](x)).tanh() if len(self) == 2 else super().forward(x)
+
+
+def with_teacher(model, batch):
+    with torch.no_grad():
+        target = model(batch[0]).softmax(1)
+    return nn.functional.cross_entropy(model(batch[0]), target)
+
+
+@pytest.mark.parametrize("kind", ["by name", "output size", "teacher"])
+def test_fisher_of_layers_called_in_unusual_ways(kind):
+    torch.manual_seed(0)
+    loss = with_teacher if kind == "teacher" else cross_entropy
+    if kind == "output size":
+        model = Upsampling().double()
+    else:
+        model = (ByName(nn.Flatten(), nn.Linear(25, CLASSES)) if kind == "by name" else network()).double()
+    x, y = data()[0]
+    grads = []
+    for i in range(N):
+        value = loss(model, (x[i : i + 1], y[i : i + 1]))
+        grads.append(flat(dict(enumerate(torch.autograd.grad(value, [p for p in model.parameters() if p.ndim > 1])))))
+    torch.testing.assert_close(score(model, plp.FisherDiagonal(), 4, loss=loss), torch.stack(grads).square().mean(0))
+
+
+class Upsampling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.ConvTranspose2d(1, 2, 3, stride=2), nn.Linear(2 * 12 * 12, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.up(x, output_size=(12, 12)).tanh().flatten(1))
+
+
 def test_fisher_of_attention():
     torch.manual_seed(0)
 
@@ -443,3 +481,65 @@ def test_an_operation_without_a_second_derivative_is_named(criterion):
     with expect_refusal("differentiated twice", "SNIP, Fisher, Gauss-Newton"):
         score(model, criterion)
     assert score(model, plp.GaussNewtonPruning(probes=1)).any()
+
+
+class OnceProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.T @ x
+
+
+class OnceLinear(nn.Linear):
+    def forward(self, x):
+        return OnceProduct.apply(x, self.weight)
+
+
+def test_a_layer_without_a_second_derivative_is_named():
+    model = nn.Sequential(nn.Flatten(), OnceLinear(25, 6), nn.ReLU(), nn.Linear(6, CLASSES)).double()
+    with expect_refusal("differentiated twice", "once_differentiable"):
+        score(model, plp.HutchinsonPruning())
+
+
+class Autocast(nn.Sequential):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+def test_autocast_inside_the_model_is_kept():
+    model = network().float()
+    batch = [(data()[0][0].float(), data()[0][1])]
+    plain = flat(plp.score(model, plp.HutchinsonPruning(), batch, cross_entropy))
+    cast = flat(plp.score(Autocast(*model), plp.HutchinsonPruning(), batch, cross_entropy))
+    assert torch.corrcoef(torch.stack([plain, cast]))[0, 1] > 0.99
+    assert not torch.equal(plain, cast)
+
+
+def checkpointed_attention(checkpoint: bool) -> nn.Module:
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.head = nn.Linear(5, 12), nn.Linear(4, CLASSES)
+
+        def attend(self, x):
+            q, k, v = self.qkv(x[:, 0]).chunk(3, 2)
+            return nn.functional.scaled_dot_product_attention(q, k, v).mean(1)
+
+        def forward(self, x):
+            y = torch.utils.checkpoint.checkpoint(self.attend, x, use_reentrant=False) if checkpoint else self.attend(x)
+            return self.head(y)
+
+    torch.manual_seed(0)
+    return Attends().double()
+
+
+def test_checkpointed_attention_is_differentiated_twice():
+    expected = score(checkpointed_attention(False), plp.HutchinsonDiagonal())
+    torch.testing.assert_close(score(checkpointed_attention(True), plp.HutchinsonDiagonal()), expected)

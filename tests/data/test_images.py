@@ -55,8 +55,10 @@ def test_scoring_samples_are_balanced_and_without_augmentation(root):
     assert sorted(drawn[0][1].tolist()) == list(range(classes))
     assert torch.equal(drawn[0][0], drawn[1][0])
     if root[0] != "digits":
-        index = Samples(per_class=1, seed=3).indices(data.plain_train_set)[0]
-        assert torch.equal(data.plain_train_set[index][0], data.plain_train_set[index][0])
+        chosen = Samples(per_class=1, seed=3).indices(data.plain_train_set)
+        assert torch.equal(drawn[0][0], torch.stack([data.plain_train_set[i][0] for i in chosen]))
+        augmented = torch.stack([data.train_set[i][0] for i in chosen])
+        assert torch.equal(drawn[0][0], augmented) == (root[0] == "mnist")
 
 
 @pytest.mark.parametrize("root", ["tinyimagenet"], indirect=True)
