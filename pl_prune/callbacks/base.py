@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
+from pl_prune.callbacks.averaging import prune_averages
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
@@ -199,6 +200,7 @@ class PruningCallback(Callback, ABC):
         self._enforcement = Enforcement(params, masks)
         self.masks = self._enforcement.masks
         self._enforcement.attach(trainer.optimizers, gradient_hooks=not pl_module.automatic_optimization)
+        prune_averages(trainer, pl_module, self.masks, fresh=not self._restored)
 
     def _detach(self) -> None:
         if self._enforcement is not None:
@@ -261,10 +263,4 @@ def _refuse(trainer: Trainer) -> None:
         if isinstance(callback, ModelPruning):
             raise PruneError(
                 "Expected one tool that prunes; found Lightning's ModelPruning, which renames the parameters, beside pl_prune. Remove it."
-            )
-        if isinstance(callback, (WeightAveraging, StochasticWeightAveraging)):
-            raise PruneError(
-                f"Expected no weight averaging beside pruning, since the averaged copy would not stay sparse; "
-                f"found {type(callback).__name__}. "
-                "Remove one of the two: averaging under masks is not supported yet."
             )

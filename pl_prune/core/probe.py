@@ -237,7 +237,7 @@ class Probe:
         Raises:
             PruneError: If there is no data, or a contribution fails on any rank.
         """
-        total = self.zeros()
+        total = [torch.empty_like(p, dtype=score_dtype(p)) for p in self.params.values()]
         count, error = 0, None
         try:
             if self._loss is None or (not self.batches and sync.rank_and_size()[1] == 1):
@@ -248,11 +248,16 @@ class Probe:
             for batch in self.track(self.batches, label):
                 size = batch_size(batch)
                 for sum_, part in zip(total, contribution(batch, size, count), strict=True):
-                    sum_.add_(part.detach())
+                    if count:
+                        sum_.add_(part.detach())
+                    else:
+                        sum_.copy_(part.detach())
                 count += size
         except Exception as caught:
             error = caught
         sync.agree(error)
+        if not count:
+            total = self.zeros()
         samples = torch.tensor(float(count), device=total[0].device, dtype=total[0].dtype)
         sync.sum_([*total, samples])
         if not float(samples):
