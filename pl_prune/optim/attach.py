@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -32,7 +33,7 @@ class Enforcement:
         self.zero_weights()
 
     def attach(self, optimizers: Iterable[Optimizer], gradient_hooks: bool = True) -> None:
-        """Zero weights after each step of the optimizers.
+        """Zero the optimizers' state of pruned entries (momenta) now, and the weights after each step.
 
         Args:
             optimizers: The optimizers that step the parameters.
@@ -44,6 +45,7 @@ class Enforcement:
         optimizers = list(optimizers)
         check_steps(optimizers, self.params)
         for optimizer in optimizers:
+            self._zero_state(optimizer)
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         if gradient_hooks:
             for name, param in self.params.items():
@@ -59,6 +61,14 @@ class Enforcement:
     def zero_grads(self) -> None:
         """Zero the gradients of pruned weights."""
         self.masks.mask_grads_(self.params)
+
+    @torch.no_grad()
+    def _zero_state(self, optimizer: Optimizer) -> None:
+        for name, param in self.params.items():
+            one = self.masks.subset([name])
+            for value in optimizer.state.get(param, {}).values():
+                if isinstance(value, Tensor) and value.shape == param.shape and value.device == param.device:
+                    one.apply_({name: value})
 
     def detach(self) -> None:
         """Remove every hook; may be called twice."""

@@ -15,6 +15,9 @@ OPTIMIZERS = {
     "SGD one by one": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01, foreach=False),
     "AdamW": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.1),
     "Adam maximizing": lambda p: torch.optim.Adam(p, 0.01, maximize=True, amsgrad=True),
+    "AdamW fused": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.1, fused=True),
+    "SGD fused": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01, fused=True),
+    "AdamW for each": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.1, foreach=True),
     "RMSprop": lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.9, centered=True),
     "LBFGS": lambda p: torch.optim.LBFGS(p, 0.1, max_iter=3),
 }
@@ -68,6 +71,11 @@ def test_zeros_hold_after_every_step_and_the_rest_learns(optimizer):
         assert zeros(model, keep) == pruned(keep)
         assert (model[0].weight != before).sum() > keep["0.weight"].sum() // 2
         assert (model[0].weight.grad[~keep["0.weight"]] == 0).all()
+        for name, mask in keep.items():
+            for value in optimizer.state.get(model.get_parameter(name), {}).values():
+                if isinstance(value, torch.Tensor) and value.shape == mask.shape:
+                    assert (value[~mask] == 0).all()
+                    assert (value[mask] != 0).any()
 
 
 def test_it_equals_multiplying_the_weights_by_the_masks():
