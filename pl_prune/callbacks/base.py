@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.callbacks import LearningRateFinder, ModelPruning
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from pl_prune.callbacks.averaging import prune_averages
@@ -47,6 +49,7 @@ class PruningCallback(Callback, ABC):
         self._restored = False
         self._restored_method = ""
         self._stage = "fit"
+        self._tuning = False
         self._model: weakref.ref[LightningModule] | None = None
         self._enforcement: Enforcement | None = None
 
@@ -98,7 +101,7 @@ class PruningCallback(Callback, ABC):
         if self.select is None:
             return
         self._refuse_overlap(trainer, pl_module, self.select)
-        if trainer.ckpt_path and not self._restored:
+        if trainer.ckpt_path and not self._restored and not _of_tuner(trainer):
             raise PruneError(
                 f"Expected the masks of {self.state_key!r} in the checkpoint {str(trainer.ckpt_path)!r}; "
                 "found no such state (a weights-only "
@@ -165,7 +168,9 @@ class PruningCallback(Callback, ABC):
         Raises:
             PruneError: If the state is damaged or of another version.
         """
-        if self._stage != "fit":  # to validate, test or predict needs no masks: the weights hold the zeros
+        if (
+            self._stage != "fit" or self._tuning
+        ):  # to validate, test or predict needs no masks: the weights hold the zeros
             return
         if state_dict.get(_MARK) != 1 or "masks" not in state_dict:
             raise PruneError(
@@ -188,6 +193,7 @@ class PruningCallback(Callback, ABC):
             PruneError: If masks would be lost; names their keys and the callbacks present.
         """
         refuse_orphans(trainer, checkpoint)
+        self._tuning = _of_tuner(trainer)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": None, "_enforcement": None}
@@ -231,6 +237,11 @@ def pruning_callbacks(trainer: Trainer) -> list[PruningCallback]:
     return [cb for cb in trainer.callbacks if isinstance(cb, PruningCallback)]  # type: ignore[attr-defined]
 
 
+def _of_tuner(trainer: Trainer) -> bool:
+    """Say whether the last checkpoint loaded is one that the learning-rate or batch-size finder wrote within this fit."""
+    return Path(str(trainer.ckpt_path or "")).name.startswith((".lr_find_", ".scale_batch_size_"))
+
+
 def refuse_orphans(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Raise if a fit would resume a pruned run without its masks.
 
@@ -260,6 +271,11 @@ def _refuse(trainer: Trainer) -> None:
             "shards them. Train with strategy='ddp'."
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LearningRateFinder):
+            rank_zero_warn(
+                "LearningRateFinder ends before the network is pruned: it finds the learning rate of the dense network, and a sparse "
+                "one may want another."
+            )
         if isinstance(callback, ModelPruning):
             raise PruneError(
                 "Expected one tool that prunes; found Lightning's ModelPruning, which renames the parameters, beside pl_prune. Remove it."

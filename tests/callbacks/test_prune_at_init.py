@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TinyModule, tiny_data, tiny_loader
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint, ModelPruning
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -298,6 +298,22 @@ def test_two_callbacks_on_one_parameter_are_refused_and_parted_ones_are_not(fit)
     fit(one, two)
     assert one.masks.sparsity() == 0.5
     assert set(two.masks) == {"net.3.weight", "net.6.weight"}
+
+
+@pytest.mark.filterwarnings("ignore:.*LearningRateFinder ends before", "ignore:.*lr_find", "ignore:Failed to compute")
+@pytest.mark.parametrize("first", [True, False], ids=["pruner first", "finder first"])
+def test_the_learning_rate_finder_tunes_the_dense_network_and_says_so(fit, tmp_path, first):
+    class Tunable(TinyModule):
+        lr = 0.1
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
+
+    pruner, finder = plp.PruneAtInit(sparsity=0.8), LearningRateFinder(num_training_steps=8)
+    with pytest.warns(UserWarning, match="finds the learning rate of the dense network"):
+        module, _ = fit(*([pruner, finder] if first else [finder, pruner]), module=Tunable())
+    for name, mask in pruner.masks.items():
+        assert torch.equal(module.get_parameter(name) != 0, mask)
 
 
 def test_another_tool_that_prunes_is_refused(fit):
