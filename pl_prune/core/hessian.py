@@ -51,10 +51,13 @@ def hessian_products(
         for vector in vectors:
             products: Sequence[Tensor | None] = [None] * len(params)
             if live:
-                along = [vector[i].to(g.dtype) for g, i in live]
                 with _kernels():  # checkpointed parts run forward again
-                    products = torch.autograd.grad(roots, params, along, retain_graph=True, allow_unused=True)
-            yield [torch.zeros_like(p) if hv is None else hv for p, hv in zip(params, products, strict=True)]
+                    products = torch.autograd.grad(
+                        roots, params, [vector[i].to(g.dtype) for g, i in live], retain_graph=True, allow_unused=True
+                    )
+            result = [torch.zeros_like(p) if hv is None else hv for p, hv in zip(params, products, strict=True)]
+            del products  # the caller takes them out of the list, and their memory is free for the next
+            yield result
     except RuntimeError as error:
         if "derivative for" not in str(error):
             raise

@@ -87,9 +87,10 @@ class HutchinsonDiagonal(Criterion):
                 ]
             for part, signs, weight in parts:
                 assert signs is not None
-                for k, product in enumerate(probe.batch_hvps(part, signs.vectors())):
-                    for sum_, hv, z in zip(total, product, signs.vector(k), strict=True):
-                        sum_.addcmul_(hv.to(sum_.dtype), z.to(sum_.dtype), value=weight / self.probes)
+                current: list[Tensor] = []
+                for product in probe.batch_hvps(part, signs.vectors(current)):
+                    for sum_, z in zip(total, current, strict=True):
+                        sum_.addcmul_(product.pop(0).to(sum_.dtype), z.to(sum_.dtype), value=weight / self.probes)
             return total
 
         return probe.mean("Hutchinson probes", contribution)
@@ -175,11 +176,10 @@ class _Signs:
             for _ in range(-(-count // 8))
         ]
 
-    def vector(self, k: int) -> list[Tensor]:
-        return [
-            ((bits >> (k % 8)) & 1).to(p.dtype).mul_(2).sub_(1)
-            for bits, p in zip(self.bits[k // 8], self.params, strict=True)
-        ]
-
-    def vectors(self) -> Iterator[list[Tensor]]:
-        return (self.vector(k) for k in range(self.count))
+    def vectors(self, current: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield one vector after another, in a list that the caller may look into."""
+        for k in range(self.count):
+            current.clear()  # its memory is free before the next one takes as much
+            for bits, p in zip(self.bits[k // 8], self.params, strict=True):
+                current.append(((bits >> (k % 8)) & 1).to(p.dtype).mul_(2).sub_(1))
+            yield current

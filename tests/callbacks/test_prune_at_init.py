@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyModule, tiny_data, tiny_loader
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint, ModelPruning
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint, ModelPruning
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -312,6 +312,29 @@ def test_the_learning_rate_finder_tunes_the_dense_network_and_says_so(fit, tmp_p
     pruner, finder = plp.PruneAtInit(sparsity=0.8), LearningRateFinder(num_training_steps=8)
     with pytest.warns(UserWarning, match="finds the learning rate of the dense network"):
         module, _ = fit(*([pruner, finder] if first else [finder, pruner]), module=Tunable())
+    for name, mask in pruner.masks.items():
+        assert torch.equal(module.get_parameter(name) != 0, mask)
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_find", "ignore:.*does not have many workers")
+def test_the_batch_size_finder_runs_first(tmp_path):
+    class Sized(TinyModule):
+        batch_size = 4
+
+        def train_dataloader(self):
+            return DataLoader(tiny_data(), self.batch_size)
+
+        def val_dataloader(self):
+            return DataLoader(tiny_data(16), 16)
+
+    pruner, finder = plp.PruneAtInit(sparsity=0.8), BatchSizeFinder(steps_per_trial=1, max_trials=2, init_val=4)
+    module = Sized()
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[pruner, finder],
+    )  # fmt: skip
+    trainer.fit(module)
+    assert module.batch_size > 4
     for name, mask in pruner.masks.items():
         assert torch.equal(module.get_parameter(name) != 0, mask)
 
