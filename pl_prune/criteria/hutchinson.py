@@ -181,5 +181,5 @@ class _Signs:
         for k in range(self.count):
             current.clear()  # its memory is free before the next one takes as much
             for bits, p in zip(self.bits[k // 8], self.params, strict=True):
-                current.append(((bits >> (k % 8)) & 1).to(p.dtype).mul_(2).sub_(1))
+                current.append(((bits >> (k % 8)) & 1).to(torch.int8).mul_(2).sub_(1).to(p.dtype))
             yield current
