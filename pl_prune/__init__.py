@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pl_prune.callbacks.bn_warmup import BatchNormWarmup as BatchNormWarmup
     from pl_prune.callbacks.dense import Dense as Dense
+    from pl_prune.callbacks.gradual import GradualPruning as GradualPruning
     from pl_prune.callbacks.prune_at_init import PruneAtInit as PruneAtInit
     from pl_prune.callbacks.report import SparsityReport as SparsityReport
     from pl_prune.cli import PruneCLI as PruneCLI
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from pl_prune.core.criterion import Criterion as Criterion
     from pl_prune.core.masks import MaskSet as MaskSet
     from pl_prune.core.samples import Samples as Samples
+    from pl_prune.core.schedule import Cubic as Cubic
+    from pl_prune.core.schedule import Exponential as Exponential
+    from pl_prune.core.schedule import Linear as Linear
     from pl_prune.core.schedule import OneShot as OneShot
     from pl_prune.core.schedule import Schedule as Schedule
     from pl_prune.core.score import score as score
@@ -48,6 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "callbacks.bn_warmup": ["BatchNormWarmup"],
     "callbacks.dense": ["Dense"],
+    "callbacks.gradual": ["GradualPruning"],
     "callbacks.prune_at_init": ["PruneAtInit"],
     "callbacks.report": ["SparsityReport"],
     "cli": ["PruneCLI"],
@@ -55,7 +60,7 @@ _HOMES = {
     "core.criterion": ["Criterion"],
     "core.masks": ["MaskSet"],
     "core.samples": ["Samples"],
-    "core.schedule": ["OneShot", "Schedule"],
+    "core.schedule": ["Cubic", "Exponential", "Linear", "OneShot", "Schedule"],
     "core.score": ["score"],
     "core.select": ["Select"],
     "core.types": ["PruneError"],

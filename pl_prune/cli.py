@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import pl_prune
 from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
+from pl_prune.callbacks.gradual import GradualPruning
 from pl_prune.callbacks.report import make_report
 from pl_prune.core.files import load_weights
 from pl_prune.core.select import Select
@@ -101,7 +102,7 @@ class _ShowReport(Callback):
     """Write the report to the standard output, once every other callback has pruned."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not any(cb.masks for cb in pruning_callbacks(trainer)):
+        if not any(cb.masks for cb in pruning_callbacks(trainer) if not isinstance(cb, GradualPruning)):
             raise PruneError(
                 "Expected a recipe that prunes at the start of the fit; found none. Add `--prune PruneAtInit`."
             )

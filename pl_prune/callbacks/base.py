@@ -18,7 +18,7 @@ from pl_prune.callbacks.bridge import Bridge
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
-from pl_prune.core.types import Params, PruneError
+from pl_prune.core.types import Params, PruneError, plain
 from pl_prune.optim.attach import Enforcement
 
 _MARK = "pl_prune"
@@ -52,6 +52,7 @@ class PruningCallback(Callback, ABC):
         self._tuning = False
         self._model: weakref.ref[LightningModule] | None = None
         self._enforcement: Enforcement | None = None
+        self._bridge: Bridge | None = None
 
     @abstractmethod
     def make_masks(self, bridge: Bridge) -> MaskSet:
@@ -100,6 +101,7 @@ class PruningCallback(Callback, ABC):
         """
         if self.select is None:
             return
+        self._bridge = Bridge(trainer, pl_module, self.select, self.samples)
         self._refuse_overlap(trainer, pl_module, self.select)
         if trainer.ckpt_path and not self._restored and not _of_tuner(trainer):
             raise PruneError(
@@ -115,9 +117,9 @@ class PruningCallback(Callback, ABC):
             )
         same_model = self._model is not None and self._model() is pl_module
         if self.masks is None or not (self._restored or same_model):
-            self.masks = self.make_masks(Bridge(trainer, pl_module, self.select, self.samples))
+            self.masks = self.make_masks(self._bridge)
         self._model = weakref.ref(pl_module)
-        self._put_in_force(trainer, pl_module, self.masks)
+        self._put_in_force(self._bridge, self.masks, fresh=not self._restored)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Zero the gradients of pruned entries before clipping sees them.
@@ -155,9 +157,26 @@ class PruningCallback(Callback, ABC):
 
         Returns:
             Tensors and plain containers only, so that `torch.load(weights_only=True)` reads it; empty before the
-            masks are made.
+            masks are made. Names are those of the module before `torch.compile`.
         """
-        return {} if self.masks is None else {_MARK: 1, "method": self.method, "masks": self.masks.state_dict()}
+        if self.masks is None:
+            return {}
+        return {_MARK: 1, "method": self.method, "masks": self.masks.renamed(plain).state_dict(), **self.progress()}
+
+    def progress(self) -> dict[str, Any]:
+        """Return what a resume needs beside the masks.
+
+        Returns:
+            Tensors and plain containers only.
+        """
+        return {}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take what `progress` returned.
+
+        Args:
+            state: The whole state of this callback; a `KeyError`, `TypeError` or `ValueError` means that it is damaged.
+        """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the masks of a checkpoint.
@@ -168,9 +187,8 @@ class PruningCallback(Callback, ABC):
         Raises:
             PruneError: If the state is damaged or of another version.
         """
-        if (
-            self._stage != "fit" or self._tuning
-        ):  # to validate, test or predict needs no masks: the weights hold the zeros
+        # To validate, test or predict needs no masks: the weights hold the zeros.
+        if self._stage != "fit" or self._tuning:
             return
         if state_dict.get(_MARK) != 1 or "masks" not in state_dict:
             raise PruneError(
@@ -178,6 +196,13 @@ class PruningCallback(Callback, ABC):
                 f"and version {state_dict.get(_MARK)!r}. Load a checkpoint written by this version of pl_prune."
             )
         self.masks = MaskSet.from_state_dict(state_dict["masks"])
+        try:
+            self.resume(state_dict)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PruneError(
+                f"Expected the whole state of {self.state_key!r} in the checkpoint; found it damaged ({error!r}). "
+                "Load another checkpoint of the run."
+            ) from error
         self._restored = True
         self._restored_method = state_dict.get("method", "")
 
@@ -196,22 +221,27 @@ class PruningCallback(Callback, ABC):
         self._tuning = _of_tuner(trainer)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None, "_enforcement": None}
+        return {**self.__dict__, "_model": None, "_enforcement": None, "_bridge": None}
 
-    def _put_in_force(self, trainer: Trainer, pl_module: LightningModule, masks: MaskSet) -> None:
+    def _put_in_force(self, bridge: Bridge, masks: MaskSet, fresh: bool) -> None:
+        """Enforce masks from now on; `fresh` where averages start anew from the weights as they are."""
+        trainer, pl_module = bridge.trainer, bridge.pl_module
         live = dict(pl_module.named_parameters())
+        names = {plain(name): name for name in live}
+        masks = masks.renamed(lambda name: names.get(plain(name), name))
         masks.check_fits(live)
-        self._detach()
+        if self._enforcement is not None:
+            self._enforcement.detach()
         params: Params = {name: live[name] for name in masks}
         self._enforcement = Enforcement(params, masks)
         self.masks = self._enforcement.masks
         self._enforcement.attach(trainer.optimizers, gradient_hooks=not pl_module.automatic_optimization)
-        prune_averages(trainer, pl_module, self.masks, fresh=not self._restored)
+        prune_averages(trainer, pl_module, self.masks, fresh)
 
     def _detach(self) -> None:
         if self._enforcement is not None:
             self._enforcement.detach()
-            self._enforcement = None
+        self._enforcement = self._bridge = None
 
     def _refuse_overlap(self, trainer: Trainer, pl_module: LightningModule, select: Select) -> None:
         for other in pruning_callbacks(trainer):

@@ -57,13 +57,16 @@ class Bridge:
         self._loader: DataLoader[Any] | None = None
         self._example: Any = None
 
-    def prune(self, criterion: Criterion, allocation: Allocation, sparsity: float) -> tuple[MaskSet, Scores]:
+    def prune(
+        self, criterion: Criterion, allocation: Allocation, sparsity: float, within: MaskSet | None = None
+    ) -> tuple[MaskSet, Scores]:
         """Score and select over all ranks, and leave no trace.
 
         Args:
             criterion: How to score.
             allocation: Where the kept entries go.
             sparsity: Fraction of the selected parameters to prune.
+            within: The masks in force, whose parameters are the selected ones; None before there are any.
 
         Returns:
             The same masks on every rank, and the scores of the last round.
@@ -75,8 +78,9 @@ class Bridge:
                 batches = self._read(loader, self.samples)
                 share = " on this rank" if sync.rank_and_size()[1] > 1 else ""
                 self.source = f"{sum(map(batch_size, batches))} samples{share} of {self._from}"
-            probe = Probe(self.pl_module, self.prunable(), self.loss, batches, self._track)
-            return iterate(criterion, probe, allocation, sparsity)
+            params = self.prunable() if within is None else self._learning(within)
+            probe = Probe(self.pl_module, params, self.loss, batches, self._track)
+            return iterate(criterion, probe, allocation, sparsity, within)
 
     @contextmanager
     def undone_on_error(self, weights: bool) -> Iterator[None]:
@@ -162,7 +166,12 @@ class Bridge:
         Returns:
             Parameters by name.
         """
-        return self.select(self.pl_module, lambda: self.loss(self.pl_module, self.example()))
+        return self._learning(self.select(self.pl_module, lambda: self.loss(self.pl_module, self.example())))
+
+    def _learning(self, names: Iterable[str]) -> Params:
+        """Let parameters have gradients, which `quiet` takes back from those that are frozen."""
+        live = dict(self.pl_module.named_parameters())
+        return {name: live[name].requires_grad_() for name in names}
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Run the module's step on one batch.

@@ -13,18 +13,21 @@ from pl_prune.core.score import run_criterion
 from pl_prune.core.types import PruneError, Scores, check_sparsity
 
 
-def iterate(criterion: Criterion, probe: Probe, allocation: Allocation, sparsity: float) -> tuple[MaskSet, Scores]:
+def iterate(
+    criterion: Criterion, probe: Probe, allocation: Allocation, sparsity: float, within: MaskSet | None = None
+) -> tuple[MaskSet, Scores]:
     """Score and prune in the criterion's rounds, and leave the weights as they were.
 
-    Round e of E keeps the fraction (1 - sparsity)^(e / E); the last round keeps exactly what was asked. The weights
-    are masked while
-    later rounds score, and what a round pruned stays pruned unless the criterion says otherwise.
+    Round e of E keeps the fraction d (k / d)^(e / E) on the way from the density d to k = 1 - sparsity; the last round
+    keeps exactly what was asked. The weights are masked while later rounds score, and what a round pruned stays pruned
+    unless the criterion says otherwise.
 
     Args:
         criterion: How to score; one round for most.
         probe: What to score.
         allocation: Where the kept entries go.
         sparsity: Fraction to prune in the end, in [0, 1).
+        within: Masks already in force, which keep more; nothing that they prune comes back.
 
     Returns:
         The same masks on every rank, and the scores of the last round.
@@ -38,19 +41,19 @@ def iterate(criterion: Criterion, probe: Probe, allocation: Allocation, sparsity
     check_sparsity(sparsity)
     device = next(iter(probe.params.values())).device
     whole = {name: p.detach().clone() for name, p in probe.params.items()} if criterion.rounds > 1 else {}
-    masks = None
+    density = 1.0 if within is None else 1 - within.sparsity()
+    masks = within
     try:
         for done in probe.track(range(1, criterion.rounds + 1), "rounds") if whole else [1]:
             last = done == criterion.rounds
-            target = sparsity if last else 1 - (1 - sparsity) ** (done / criterion.rounds)
+            target = sparsity if last else 1 - density * ((1 - sparsity) / density) ** (done / criterion.rounds)
             scores, error = {}, None
             try:
                 scores = run_criterion(criterion, probe.fresh())
             except PruneError as caught:
                 error = caught
             sync.agree(error)
-            within = None if criterion.can_return else masks
-            masks = _same(allocation, scores, target, within, device)
+            masks = _same(allocation, scores, target, within if criterion.can_return else masks, device)
             if not last:
                 masks.apply_(probe.params)
     finally:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pl_prune.core.types import Params, PruneError
+from pl_prune.core.types import Params, PruneError, plain
 
 _TYPES: dict[str, type[nn.Module]] = {
     cls.__name__: cls
@@ -32,8 +32,9 @@ _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight
 class Select:
     """Choose the prunable parameters by module type: weights of linear, convolution and attention layers.
 
-    Norms, biases and embeddings are never prunable; frozen parameters are passed over; a tied tensor appears once,
-    under its first name, and not at all if it is also that of an embedding, a norm, an excluded or the output layer.
+    Norms, biases and embeddings are never prunable; frozen parameters are passed over unless asked for, and so are
+    LoRA adapters; a tied tensor appears once, under its first name, and not at all if it is also that of an embedding, a
+    norm, an excluded or the output layer. Patterns are matched without the `_orig_mod.` of compiled modules.
 
     Args:
         include: Shell patterns (`fnmatch`) on parameter or module names; None means all.
@@ -42,6 +43,8 @@ class Select:
             count.
         output_layer: Whether the output layer (the last Linear or Conv executed) is prunable.
         first_layer: Whether the first Linear or Conv executed is prunable.
+        frozen: Whether parameters that do not train (requires_grad=False) are prunable: those of a backbone that
+            thaws later, say.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> list(Select()(model)), list(Select(output_layer=True)(model))
@@ -53,6 +56,7 @@ class Select:
     types: tuple[str, ...] = tuple(_TYPES)
     output_layer: bool = False
     first_layer: bool = True
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         for field in ("include", "exclude", "types"):
@@ -112,8 +116,10 @@ class Select:
                 raise PruneError(
                     f"Expected materialised weights; found the lazy {name!r}. Run one batch through the model first."
                 )
-            elif not parameter.requires_grad:
-                reasons[name] = "is frozen (requires_grad=False)"
+            elif not parameter.requires_grad and not self.frozen:
+                reasons[name] = "is frozen (requires_grad=False): set frozen=True to prune it"
+            elif "lora_" in name and name not in matched_by_include:
+                reasons[name] = "is a LoRA adapter: name it in `include` to prune it"
             else:
                 chosen.add(id(parameter))
         params = {name: p for name, p in model.named_parameters() if id(p) in chosen - dense}
@@ -132,9 +138,9 @@ class Select:
         known = [n for n, _, _ in layers]
         anything = known + [n for n, _ in model.named_modules() if n] + [n for n, _ in model.named_parameters()]
         for pattern in patterns or []:
-            hits = {n for n in known if fnmatchcase(n, pattern) or fnmatchcase(n.rpartition(".")[0], pattern)}
-            if not hits and (patterns is self.include or not any(fnmatchcase(n, pattern) for n in anything)):
-                names = known + [n.rpartition(".")[0] for n in known]
+            hits = {n for n in known if _matches(n, pattern) or _matches(n.rpartition(".")[0], pattern)}
+            if not hits and (patterns is self.include or not any(_matches(n, pattern) for n in anything)):
+                names = [plain(n) for n in known] + [plain(n).rpartition(".")[0] for n in known]
                 raise PruneError(
                     f"Expected every pattern to match a prunable layer; found nothing for {pattern!r}.{_closest(pattern, names)}"
                 )
@@ -195,6 +201,10 @@ def _never(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)):
             yield from (p for p in module._parameters.values() if p is not None)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(plain(name), plain(pattern))
 
 
 def _closest(name: str, known: list[str]) -> str:

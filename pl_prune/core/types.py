@@ -17,6 +17,21 @@ Scores: TypeAlias = dict[str, Tensor]
 """One score per entry: the keys and shapes of `Params`, finite, higher = keep."""
 
 
+def plain(name: str) -> str:
+    """Return a parameter's name without what `torch.compile` puts into it.
+
+    Args:
+        name: As in `named_parameters()`.
+
+    Returns:
+        The name that it has in the module before compilation.
+
+    >>> plain("net._orig_mod.0.weight")
+    'net.0.weight'
+    """
+    return name.replace("_orig_mod.", "")
+
+
 class PruneError(ValueError):
     """A user's input that cannot be used: says what was expected, what was found and how to fix it."""
 
@@ -59,22 +74,34 @@ def check_sparsity(sparsity: float) -> None:
         )
 
 
-def check_positive(owner: str, **values: float) -> None:
-    """Raise `PruneError` unless numbers are positive; those called probes or rounds must be whole.
+def check_count(name: str, value: int) -> None:
+    """Raise `PruneError` unless a value is a whole number of 1 or more.
 
     Args:
-        owner: Whose settings they are.
-        **values: The numbers by name.
+        name: What the value sets.
+        value: The value.
 
     Raises:
-        PruneError: If one is not.
+        PruneError: If it is anything else.
     """
-    for name, value in values.items():
-        kind, what = (
-            (int, "a whole number of 1 or more") if name in ("probes", "rounds") else ((int, float), "positive")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PruneError(
+            f"Expected {name} to be a whole number of 1 or more; found {value!r}. Leave it out for the default."
         )
-        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
-            raise PruneError(f"Expected {owner}.{name} to be {what}; found {value!r}. Leave it out for the default.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise `PruneError` unless a value is a positive number.
+
+    Args:
+        name: What the value sets.
+        value: The value.
+
+    Raises:
+        PruneError: If it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise PruneError(f"Expected {name} to be positive; found {value!r}. Leave it out for the default.")
 
 
 def check_scores(scores: Mapping[str, Tensor]) -> None:

@@ -48,7 +48,7 @@ class GraSP(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("GraSP", temperature=self.temperature)
+        check_positive("GraSP.temperature", self.temperature)
 
     def __call__(self, probe: Probe) -> Scores:
         """Take one gradient over all data, then one Hessian product with it.

@@ -12,7 +12,7 @@ from torch import Tensor
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.persample import cut
 from pl_prune.core.probe import Probe
-from pl_prune.core.types import Scores, check_positive
+from pl_prune.core.types import Scores, check_count, check_positive
 from pl_prune.criteria.fisher import TaylorSign, taylor
 
 
@@ -54,7 +54,8 @@ class HutchinsonDiagonal(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(type(self).__name__, probes=self.probes, temperature=self.temperature)
+        check_count(f"{type(self).__name__}.probes", self.probes)
+        check_positive(f"{type(self).__name__}.temperature", self.temperature)
 
     def __call__(self, probe: Probe) -> Scores:
         """Estimate the diagonal.

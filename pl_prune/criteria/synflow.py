@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.neutral import neutral_norms
 from pl_prune.core.probe import Probe
-from pl_prune.core.types import PruneError, Scores, check_positive
+from pl_prune.core.types import PruneError, Scores, check_count
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SynFlow(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("SynFlow", rounds=self.rounds)
+        check_count("SynFlow.rounds", self.rounds)
 
     def __call__(self, probe: Probe) -> Scores:
         """Score the network as it is masked now.

@@ -30,27 +30,10 @@ class TinyImageNet(Images):
 
     Training images are cropped with padding and flipped; all are standardised by ImageNet's moments.
 
-    Args:
-        root: The folder tiny-imagenet-200 of the authors' archive, with train, val and val/val_annotations.txt.
-        batch_size: Samples per batch.
-        workers: Processes that load.
-        train_samples: Take only the first so many training images, in a fixed random order; None takes all.
-        test_samples: The same of the validation images.
-        seed: Seed of the orders.
+    `root` is the folder tiny-imagenet-200 of the authors' archive: train, val and val/val_annotations.txt.
     """
 
     downloadable: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        root: str = "data/tiny-imagenet-200",
-        batch_size: int = 128,
-        workers: int = 4,
-        train_samples: int | None = None,
-        test_samples: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(root, batch_size, workers, False, train_samples, test_samples, seed)
 
     def open(self, train: bool, transform: Any, download: bool) -> Any:
         """Open the folder.
@@ -110,6 +93,7 @@ class ImageNet(Images):
         size: Side of the crop in pixels.
         batch_size: Samples per batch.
         workers: Processes that load.
+        download: Refused: torchvision cannot.
         train_samples: Take only the first so many training images, in a fixed random order; None takes all.
         test_samples: The same of the validation images.
         seed: Seed of the orders.
@@ -119,15 +103,16 @@ class ImageNet(Images):
 
     def __init__(
         self,
-        root: str = "data/imagenet",
+        root: str = "data",
         size: int = 224,
-        batch_size: int = 256,
-        workers: int = 8,
+        batch_size: int = 128,
+        workers: int = 2,
+        download: bool = False,
         train_samples: int | None = None,
         test_samples: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(root, batch_size, workers, False, train_samples, test_samples, seed)
+        super().__init__(root, batch_size, workers, download, train_samples, test_samples, seed)
         self.size = size
 
     def open(self, train: bool, transform: Any, download: bool) -> Any:

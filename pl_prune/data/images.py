@@ -32,13 +32,13 @@ class Images(LightningDataModule, ABC):
 
     def __init__(
         self,
-        root: str,
-        batch_size: int,
-        workers: int,
-        download: bool,
-        train_samples: int | None,
-        test_samples: int | None,
-        seed: int,
+        root: str = "data",
+        batch_size: int = 128,
+        workers: int = 2,
+        download: bool = False,
+        train_samples: int | None = None,
+        test_samples: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -96,14 +96,15 @@ class Images(LightningDataModule, ABC):
         """
         try:
             from torchvision.transforms.v2 import Compose
-        except ImportError as error:
-            raise PruneError(
-                "Expected torchvision for images; found it missing. Run `pip install 'pl_prune[examples]'`."
-            ) from error
-        try:
+
             self.train_set = self._part(True, Compose(self.transforms(augment=True)))
             self.plain_train_set = self._part(True, Compose(self.transforms(augment=False)))
             self.test_set = self._part(False, Compose(self.transforms(augment=False)))
+        except ImportError as error:
+            raise PruneError(
+                f"Expected torchvision and what it reads {type(self).__name__} with; found {error.name!r} missing. "
+                "Run `pip install 'pl_prune[examples]'`."
+            ) from error
         except (RuntimeError, OSError) as error:
             other = ", or data.init_args.download=true" if self.downloadable else ""
             raise PruneError(
@@ -138,21 +139,7 @@ class Images(LightningDataModule, ABC):
         """
         return self._loader(self.test_set)
 
-    def test_dataloader(self) -> DataLoader:
-        """Return the test images.
-
-        Returns:
-            A loader of (images, labels).
-        """
-        return self._loader(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader:
-        """Return the test images.
-
-        Returns:
-            A loader of (images, labels).
-        """
-        return self._loader(self.test_set)
+    test_dataloader = predict_dataloader = val_dataloader
 
     def scoring_dataloader(self) -> DataLoader:
         """Return the training images without augmentation, for scoring.

@@ -85,28 +85,7 @@ class SVHN(Images):
     """73,257 training and 26,032 test images of house numbers, 32x32 pixels, 10 classes.
 
     Training images are cropped with padding and not flipped; all are standardised.
-
-    Args:
-        root: Folder of torchvision's layout.
-        batch_size: Samples per batch.
-        workers: Processes that load.
-        download: Whether to download what is missing.
-        train_samples: Take only the first so many training images, in a fixed random order; None takes all.
-        test_samples: The same of the test images.
-        seed: Seed of the orders.
     """
-
-    def __init__(
-        self,
-        root: str = "data",
-        batch_size: int = 128,
-        workers: int = 2,
-        download: bool = False,
-        train_samples: int | None = None,
-        test_samples: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(root, batch_size, workers, download, train_samples, test_samples, seed)
 
     def open(self, train: bool, transform: Any, download: bool) -> Any:
         """Open SVHN.
@@ -139,29 +118,7 @@ class SVHN(Images):
 
 
 class MNIST(Images):
-    """60,000 training and 10,000 test images of handwritten digits, one channel of 28x28 pixels, standardised.
-
-    Args:
-        root: Folder of torchvision's layout.
-        batch_size: Samples per batch.
-        workers: Processes that load.
-        download: Whether to download what is missing.
-        train_samples: Take only the first so many training images, in a fixed random order; None takes all.
-        test_samples: The same of the test images.
-        seed: Seed of the orders.
-    """
-
-    def __init__(
-        self,
-        root: str = "data",
-        batch_size: int = 128,
-        workers: int = 2,
-        download: bool = False,
-        train_samples: int | None = None,
-        test_samples: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(root, batch_size, workers, download, train_samples, test_samples, seed)
+    """60,000 training and 10,000 test images of handwritten digits, one channel of 28x28 pixels, standardised."""
 
     def open(self, train: bool, transform: Any, download: bool) -> Any:
         """Open MNIST.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from pl_prune.core.masks import MaskSet
@@ -64,6 +64,8 @@ class Enforcement:
 
     @torch.no_grad()
     def _zero_state(self, optimizer: Optimizer) -> None:
+        if isinstance(optimizer, LBFGS):  # its curvature is that of another function, over all entries in one vector
+            optimizer.state.clear()
         for name, param in self.params.items():
             one = self.masks.subset([name])
             for value in optimizer.state.get(param, {}).values():
@@ -100,7 +102,8 @@ def check_steps(optimizers: Iterable[Optimizer], params: Mapping[str, nn.Paramet
     """
     optimizers = list(optimizers)
     stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    if optimizers and not stepped & {id(p) for p in params.values()}:
+    learning = {id(p) for p in params.values() if p.requires_grad}  # a frozen one may get its optimizer later
+    if optimizers and learning and not stepped & learning:
         raise PruneError(
             "Expected an optimizer that steps the pruned parameters; found none of them in it. "
             "Build it from this model's parameters."

@@ -85,6 +85,12 @@ def test_missing_images_are_an_error_that_says_what_to_set(kind, tmp_path):
         kind(str(tmp_path)).setup("fit")
 
 
+@pytest.mark.parametrize("kind", [TinyImageNet, ImageNet], ids=lambda k: k.__name__)
+def test_what_torchvision_cannot_download_is_refused(kind):
+    with expect_refusal(kind.__name__, "download=true", "data.init_args.root"):
+        kind(download=True)
+
+
 def test_folders_that_do_not_fit_together_are_errors(tmp_path):
     fake_data.imagenet(tmp_path / "imagenet")
     (tmp_path / "imagenet" / "val" / "n0003").rename(tmp_path / "imagenet" / "val" / "other")

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TinyModule, tiny_loader
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
+from refusal import expect_refusal
+from torch import nn
+
+import pl_prune as plp
+
+NAMES = ["net.0.weight", "net.3.weight", "net.6.weight"]
+
+
+class Steady(TinyModule):
+    """The same initial weights each time, and no randomness while it trains."""
+
+    def __init__(self, optimizer="sgd"):
+        torch.manual_seed(0)
+        super().__init__(optimizer)
+        self.net[7] = nn.Identity()
+
+
+class Sparsities(Callback):
+    """The measured sparsity of the weights each batch is trained with."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        weights = [pl_module.get_parameter(name) for name in NAMES]
+        self.found.append(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
+
+
+def by_hand(schedule, epochs, rewind_to=None):
+    """Gradual magnitude pruning written as a plain loop over the network of `Steady`."""
+    module = Steady()
+    optimizer = module.configure_optimizers()
+    weights = [module.get_parameter(name) for name in NAMES]
+    alive = torch.ones(sum(w.numel() for w in weights), dtype=torch.bool)
+    loader, step, origin = tiny_loader(), 0, None
+
+    def zero():
+        for w, keep in zip(weights, alive.split([w.numel() for w in weights]), strict=True):
+            w.data[~keep.view_as(w)] = 0
+            if w.grad is not None:
+                w.grad[~keep.view_as(w)] = 0
+
+    def clear_momentum():
+        for w, keep in zip(weights, alive.split([w.numel() for w in weights]), strict=True):
+            if w in optimizer.state:
+                optimizer.state[w]["momentum_buffer"][~keep.view_as(w)] = 0
+
+    for epoch in range(epochs):
+        loader.sampler.set_epoch(epoch)
+        for x, y in loader:
+            if step == rewind_to:
+                origin = {name: t.clone() for name, t in module.state_dict().items()}
+            if schedule.due(step) and schedule.sparsity(step) > 0:
+                flat = torch.cat([w.detach().abs().flatten() for w in weights]).masked_fill(~alive, -1)
+                keep = len(flat) - int(schedule.sparsity(step) * len(flat) + 0.5)
+                alive = torch.zeros_like(alive)
+                alive[flat.argsort(descending=True, stable=True)[:keep]] = True
+                if origin is not None:
+                    module.load_state_dict(origin)
+                    optimizer.state.clear()
+                clear_momentum()
+                zero()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(x), y).backward()
+            zero()
+            optimizer.step()
+            zero()
+            step += 1
+    return module
+
+
+@pytest.mark.parametrize("rewind_to", [None, 0, 2])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        plp.Cubic(final=0.9, start=2, end=10, every=2),
+        plp.Linear(final=0.5, start=3, end=9, every=3, initial=0.2),
+        plp.Exponential(final=0.875, start=2, end=11, every=3),
+        plp.OneShot(0.6, start=5),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_it_is_gradual_pruning_written_by_hand(fit, schedule, rewind_to):
+    pruner = plp.GradualPruning(schedule=schedule, rewind_to=rewind_to)
+    module, _ = fit(pruner, module=Steady(), max_epochs=3)
+    for name, value in by_hand(schedule, 3, rewind_to).state_dict().items():
+        assert torch.equal(value, module.state_dict()[name]), name
+    assert plp.MaskSet.from_zeros({name: module.get_parameter(name) for name in NAMES}) == pruner.masks
+    assert pruner.masks.counts() == plp.MaskSet(dict(pruner.masks)).counts()
+
+
+@pytest.mark.parametrize("criterion", [plp.Magnitude(), plp.SNIP(), plp.FisherPruning(), plp.SynFlow(rounds=3)])
+def test_every_step_has_the_sparsity_of_the_schedule(fit, criterion):
+    schedule = plp.Cubic(final=0.8, start=1, end=6, every=2)
+    watch = Sparsities()
+    pruner = plp.GradualPruning(criterion, schedule)
+    fit(pruner, watch, module=Steady())
+    total = 8 * 9 + 8 * 8 * 9 + 72 * 16
+    expected = [int(schedule.sparsity(step) * total + 0.5) / total for step in range(8)]
+    assert watch.found == expected
+    assert expected[-1] == 0.8
+
+
+def test_accumulated_batches_and_skipped_steps_do_not_count(fit):
+    class Overflow(Steady):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * (float("inf") if self.trainer.global_step < 3 and self.trainer.training else 1.0)
+
+    schedule = plp.OneShot(0.5, start=2)
+    watch = Sparsities()
+    fit(plp.GradualPruning(schedule=schedule), watch, module=Steady(), accumulate_grad_batches=2, max_epochs=3)
+    assert watch.found == [0.0] * 4 + [0.5] * 8
+    watch = Sparsities()
+    scaler = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
+    fit(plp.GradualPruning(schedule=schedule), watch, module=Overflow(), plugins=[scaler], max_epochs=3)
+    assert watch.found == [0.0] * 5 + [0.5] * 7
+
+
+def test_zeros_that_are_there_do_not_come_back(fit, tmp_path):
+    first = plp.PruneAtInit(sparsity=0.6)
+    module, _ = fit(first, module=Steady())
+    schedule = plp.Linear(final=0.9, end=6, every=2)
+    watch = Sparsities()
+    pruner = plp.GradualPruning(schedule=schedule, start_from="zeros")
+    fit(pruner, watch, module=module)
+    assert watch.found == [0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.9, 0.9]
+    assert first.masks.intersect(pruner.masks) == pruner.masks
+    dense = plp.GradualPruning(schedule=plp.OneShot(0.1, start=3))
+    fit(dense, module=module)
+    assert dense.masks.sparsity() == 0.1
+
+
+def test_averages_follow_masks_that_change(fit, tmp_path):
+    class Look(Callback):
+        seen = 0
+
+        def on_validation_batch_start(self, trainer, pl_module, *_):
+            if not trainer.sanity_checking:
+                self.seen += 1
+                found = plp.MaskSet.from_zeros({n: pl_module.get_parameter(n) for n in NAMES})
+                assert found == pruner.masks
+
+    for start in (0, 3, 9):
+        pruner, look = plp.GradualPruning(schedule=plp.Linear(final=0.8, start=1, end=8, every=2)), Look()
+        average = EMAWeightAveraging(decay=0.7, update_starting_at_step=start)
+        saved = ModelCheckpoint(tmp_path / str(start), save_last=True)
+        module, _ = fit(pruner, average, look, saved, module=Steady(), enable_checkpointing=True, max_epochs=3)
+        checkpoint = torch.load(tmp_path / str(start) / "last.ckpt", weights_only=True)
+        for state in (module.state_dict(), checkpoint["state_dict"], checkpoint["current_model_state"]):
+            assert plp.MaskSet.from_zeros({name: state[name] for name in NAMES}) == pruner.masks
+        assert pruner.masks.sparsity() == 0.8
+        assert look.seen == 3
+
+
+def test_a_fit_too_short_for_its_schedule_is_refused(fit):
+    with expect_refusal("at optimizer step 8", "found one of 8 steps", "Train longer"):
+        fit(plp.GradualPruning(schedule=plp.Linear(final=0.9, end=8)))
+    fit(plp.GradualPruning(schedule=plp.Linear(final=0.9, end=8)), fast_dev_run=True)
+    pruner = plp.GradualPruning(schedule=plp.Linear(final=0.9, end=9, every=3))
+    with pytest.warns(UserWarning, match=r"ended after 4 optimizer steps.*the sparsity is 0.3000, not 0.9"):
+        module, _ = fit(pruner, GradientAccumulationScheduler({0: 1}), max_epochs=1)
+    fit(pruner, module=module, max_epochs=2)
+    assert pruner.masks.sparsity() == 0.9
+    with pytest.warns(UserWarning, match="ended after 2 optimizer steps"):
+        fit(plp.GradualPruning(schedule=plp.Linear(final=0.9, end=6)), Stop())
+
+
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= 2
+        trainer.limit_train_batches = 2
+
+
+def test_the_best_checkpoint_may_be_of_a_denser_network_and_that_is_said(fit, tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="val/loss")
+    with pytest.warns(UserWarning, match="ModelCheckpoint keeps the best 'val/loss'"):
+        fit(plp.GradualPruning(schedule=plp.Linear(final=0.9, end=6)), best, enable_checkpointing=True)
+
+
+def test_layers_that_empty_are_named(fit):
+    class Skewed(Steady):
+        def __init__(self):
+            super().__init__()
+            with torch.no_grad():
+                self.net[3].weight.mul_(1e-6)
+
+    frozen_schedule = plp.OneShot(0.9, start=0)
+    with pytest.warns(UserWarning, match=r"1 layers empty from sparsity 0.9000 on \(net.3.weight\)"):
+        fit(plp.GradualPruning(schedule=frozen_schedule), module=Skewed(), max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda: plp.GradualPruning(schedule=0.9), ("schedule to be a Schedule", "Cubic")),
+        (lambda: plp.GradualPruning(plp.Cubic(0.9)), ("criterion to be a Criterion",)),
+        (lambda: plp.GradualPruning(rewind_to=-1), ("rewind_to", "found -1")),
+        (lambda: plp.GradualPruning(rewind_to=0.5), ("rewind_to", "found 0.5")),
+        (lambda: plp.GradualPruning(schedule=plp.OneShot(0.5, 2), rewind_to=3), ("rewind to, 3", "step 2")),
+        (lambda: plp.GradualPruning(start_from="sparse"), ("'dense', 'zeros'",)),
+        (lambda: plp.Cubic(0.9, start=5, end=5), ("after its start, 5", "found 5")),
+        (lambda: plp.Cubic(0.9, initial=0.95), ("at most the final one, 0.9",)),
+        (lambda: plp.Linear(0.9, every=0), ("schedule.every", "found 0")),
+        (lambda: plp.Linear(0.9, end=1.5), ("whole number", "1.5")),
+    ],
+)
+def test_wrong_arguments_are_named_at_once(make, parts):
+    with expect_refusal(*parts):
+        make()
