@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, ModelPruning
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
@@ -49,6 +50,7 @@ class PruningCallback(Callback, ABC):
         self._restored = False
         self._restored_method = ""
         self._stage = "fit"
+        self._reading = False  # between setup and the moment a checkpoint is read
         self._tuning = False
         self._model: weakref.ref[LightningModule] | None = None
         self._enforcement: Enforcement | None = None
@@ -84,6 +86,7 @@ class PruningCallback(Callback, ABC):
             stage: fit, validate, test or predict.
         """
         self._stage = stage
+        self._reading = stage == "fit"
         if stage == "fit":
             self._restored = False
             _refuse(trainer)
@@ -99,6 +102,7 @@ class PruningCallback(Callback, ABC):
             PruneError: If the checkpoint lacks this callback's state, another callback prunes the same
                 parameters, or scoring fails.
         """
+        self._reading = False
         if self.select is None:
             return
         self._bridge = Bridge(trainer, pl_module, self.select, self.samples)
@@ -133,14 +137,25 @@ class PruningCallback(Callback, ABC):
             self._enforcement.zero_grads()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove every hook.
+        """Remove every hook, and name the file if a checkpoint cannot be read.
 
         Args:
             trainer: The trainer.
             pl_module: The module.
             exception: What was raised.
+
+        Raises:
+            PruneError: If the checkpoint to resume from is damaged, of another kind, or of another network.
         """
         self._detach()
+        unread, self._reading = self._reading and trainer.ckpt_path, False
+        if unread and isinstance(exception, Exception) and not isinstance(exception, PruneError):
+            trainer._teardown()
+            raise PruneError(
+                f"Expected a whole checkpoint of this network in {str(unread)!r}; found that it cannot be read "
+                f"({type(exception).__name__}: {exception}). If the file is damaged, resume from another one; "
+                "else build the network that it was made with."
+            ) from exception
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove every hook.
@@ -217,6 +232,7 @@ class PruningCallback(Callback, ABC):
         Raises:
             PruneError: If masks would be lost; names their keys and the callbacks present.
         """
+        self._reading = False
         refuse_orphans(trainer, checkpoint)
         self._tuning = _of_tuner(trainer)
 
@@ -299,6 +315,11 @@ def _refuse(trainer: Trainer) -> None:
         raise PruneError(
             f"Expected a strategy that keeps whole parameters (single device, DDP); found {type(strategy).__name__}, which "
             "shards them. Train with strategy='ddp'."
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        rank_zero_warn(
+            "A launcher that spawns or forks returns the weights alone: the masks stay in the processes it started, and in checkpoints. "
+            "Take them by MaskSet.from_zeros, or train with strategy='ddp'."
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, LearningRateFinder):

@@ -170,8 +170,10 @@ class Bridge:
 
     def _learning(self, names: Iterable[str]) -> Params:
         """Let parameters have gradients, which `quiet` takes back from those that are frozen."""
-        live = dict(self.pl_module.named_parameters())
-        return {name: live[name].requires_grad_() for name in names}
+        params = {name: p for name, p in self.pl_module.named_parameters() if name in set(names)}
+        for p in params.values():
+            p.requires_grad_()
+        return params
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Run the module's step on one batch.

@@ -221,7 +221,7 @@ class GradualPruning(PruningCallback):
         if emptied:
             rank_zero_warn(
                 f"{self.method}: expected every layer to keep a weight; found {len(emptied)} layers empty from sparsity "
-                f"{target:.4f} on ({', '.join(emptied[:5])}). Lower the final sparsity, set allocation.min_per_layer, or use ERK or Layerwise."
+                f"{target:.4f} on ({', '.join(emptied[:5])}). Lower it, set allocation.min_per_layer, or use ERK or Layerwise."
             )
         if self._origin is not None:
             self._rewind(bridge, self._origin)

@@ -31,7 +31,7 @@ def untouched(model: nn.Module, train: bool = False, seed: int = 0) -> Iterator[
         seed: Seed of the random state inside, so that the outside state has no influence.
 
     Yields:
-        None; gradients are enabled and autocast is off inside.
+        None; inside, gradients are enabled, autocast is off, and compiled modules run as they were written.
 
     Raises:
         PruneError: If a layer is lazy and has not seen its first batch.
@@ -45,6 +45,8 @@ def untouched(model: nn.Module, train: bool = False, seed: int = 0) -> Iterator[
     frozen = [_freeze(m.__dict__) for m in model.modules()]  # training modes and buffers are in there
     with ExitStack() as stack:
         stack.enter_context(_random_state(seed))
+        if "torch._dynamo" in sys.modules:  # compiled code cannot be differentiated twice, nor run with hooks added
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in {"cpu"} | {p.device.type for p, *_ in parameters}:

@@ -252,7 +252,7 @@ class Exponential(Gradual):
         Returns:
             Sparsity.
         """
-        return 1 - (1 - self.initial) ** (1 - progress) * (1 - self.final) ** progress
+        return 1 - float((1 - self.initial) ** (1 - progress) * (1 - self.final) ** progress)
 
 
 def _check_start(start: int) -> None:

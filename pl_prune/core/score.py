@@ -88,7 +88,9 @@ def score(
                     f"found {len(data)} batches and loss_fn={loss_fn!r}. Pass both."
                 )
         run = (lambda: loss_fn(model, _first_two(data[0]))) if loss_fn is not None and data else None
-        params = {name: p.requires_grad_() for name, p in select(model, run).items()}
+        params = select(model, run)
+        for p in params.values():
+            p.requires_grad_()  # `untouched` takes it back from those that are frozen
         probe = Probe(model, params, loss_fn, data)
         scores = [run_criterion(one, probe) for one in criteria]
     return scores if isinstance(criterion, Sequence) else scores[0]

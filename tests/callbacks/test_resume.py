@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 import torch
 from conftest import TinyModule, tiny_data, tiny_loader
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from refusal import expect_refusal
 from torch import nn
 from torch.utils.data import DataLoader
@@ -30,23 +29,20 @@ class Steady(TinyModule):
         self.net[7] = nn.Identity()
 
 
-class Loader:
-    """A loader that can be resumed: batches in an order that the epoch decides, and a position."""
+class Loader(DataLoader):
+    """A loader that can be resumed, as torchdata's: five batches in an order that the epoch decides, and a position."""
 
     def __init__(self):
+        super().__init__(tiny_data(40), 8)
         self.epoch = self.position = 0
 
-    def __len__(self):
-        return 5
-
     def __iter__(self):
-        x, y = tiny_data().tensors
-        order = torch.randperm(40, generator=torch.Generator().manual_seed(self.epoch))
+        if self.position == 5:
+            self.epoch, self.position = self.epoch + 1, 0
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(self.epoch)).tolist()
         while self.position < 5:
-            chosen = order[8 * self.position : 8 * self.position + 8]
             self.position += 1
-            yield x[chosen], y[chosen]
-        self.epoch, self.position = self.epoch + 1, 0
+            yield self.collate_fn([self.dataset[i] for i in order[8 * self.position - 8 : 8 * self.position]])
 
     def state_dict(self):
         return {"epoch": self.epoch, "position": self.position}
@@ -144,3 +140,135 @@ def test_a_crash_anywhere_leaves_no_difference(straight, tmp_path, pruner, hook,
     assert resumed[1] == whole[1]
     assert resumed[1].sparsity() == 0.8
     assert resumed[2] == whole[2][-len(resumed[2]) :]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_optimizer_step", "on_validation_end"])
+@pytest.mark.parametrize("pruner", ["at init", "gradual by gradients"])
+def test_masks_from_data_are_the_same_after_a_crash(straight, tmp_path, pruner, hook):
+    whole = straight(pruner)
+    with pytest.raises(Killed):
+        run(tmp_path, PRUNERS[pruner](), Kill(hook, 2))
+    resumed = run(tmp_path, PRUNERS[pruner](), ckpt_path="last", seed=99)
+    assert_same(resumed[0], whole[0])
+    assert resumed[1] == whole[1]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")
+def test_a_killed_process_leaves_no_difference(straight, tmp_path):
+    kills = [
+        ("gradual", "on_train_batch_start", 7),
+        ("rewound", "on_before_optimizer_step", 9),
+        ("gradual", "on_validation_start", 2),
+    ]
+    env = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": os.pathsep.join(sys.path)}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, __file__, tmp_path / hook, pruner, hook, str(call)], env=env, stderr=subprocess.DEVNULL
+        )
+        for pruner, hook, call in kills
+    ]
+    for job, (pruner, hook, _) in zip(jobs, kills, strict=True):
+        assert job.wait(timeout=120) == -signal.SIGKILL
+        whole = straight(pruner, every=2)
+        resumed = run(tmp_path / hook, PRUNERS[pruner](), ckpt_path=tmp_path / hook / "last.ckpt", every=2)
+        assert_same(resumed[0], whole[0])
+        assert resumed[1] == whole[1]
+        assert 0 < len(resumed[2]) < 15
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory .* exists",
+    "ignore:The dirpath has changed",
+    "ignore:You're resuming from a checkpoint that ended",
+)
+@pytest.mark.parametrize("call", [3, 8])
+def test_with_an_ordinary_loader_it_is_a_dense_run_under_the_same_interruption(tmp_path, call):
+    def interrupted(name, pruner):
+        def loader():
+            return DataLoader(tiny_data(40), 8, shuffle=True)
+
+        with pytest.raises(Killed):
+            run(tmp_path / name, pruner, Kill("on_after_backward", call), loader=loader, every=2)
+        return run(tmp_path / name, type(pruner)(**arguments[name]), ckpt_path="last", loader=loader, every=2, seed=4)
+
+    nothing, something = plp.OneShot(0.0, start=2), plp.Cubic(final=0.8, start=1, end=8, every=2)
+    arguments = {
+        "dense": {}, "init": {"sparsity": 0.0, "bn_warmup": "never"}, "none": {"schedule": nothing}, "gradual": {"schedule": something},
+        "pruned": {"sparsity": 0.8},
+    }  # fmt: skip
+    dense = interrupted("dense", plp.Dense())
+    for name, kind in (("init", plp.PruneAtInit), ("none", plp.GradualPruning)):
+        same = interrupted(name, kind(**arguments[name]))
+        assert_same(same[0], dense[0])
+        assert same[2] == dense[2]
+    for name, kind in (("pruned", plp.PruneAtInit), ("gradual", plp.GradualPruning)):
+        assert interrupted(name, kind(**arguments[name]))[2] == dense[2]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    run(tmp_path, PRUNERS["gradual"](), every=2)
+    return tmp_path / "last.ckpt"
+
+
+@pytest.mark.parametrize("entry", ["validate", "test", "predict"])
+def test_other_entry_points_keep_the_zeros(checkpoint, entry):
+    class Module(Steady):
+        test_step = TinyModule.validation_step
+
+        def predict_step(self, batch, batch_idx):
+            return self(batch[0])
+
+    module, pruner = Module(), PRUNERS["gradual"]()
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[pruner]
+    )
+    getattr(trainer, entry)(module, tiny_loader(16), ckpt_path=checkpoint)
+    saved = plp.MaskSet.from_state_dict(torch.load(checkpoint)["callbacks"]["GradualPruning"]["masks"])
+    assert plp.MaskSet.from_zeros({name: module.get_parameter(name) for name in saved}) == saved
+    assert saved.sparsity() == 0.8
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda s: s.pop("steps"), ("'GradualPruning'", "'steps'", "another checkpoint")),
+        (lambda s: s.update(steps="many"), ("'GradualPruning'", "many")),
+        (lambda s: s.update(origin=7), ("'GradualPruning'", "damaged")),
+        (lambda s: s.pop("masks"), ("'GradualPruning'", "'steps'")),
+        (lambda s: s["masks"].pop("bits"), ("damaged or foreign",)),
+        (lambda s: s["masks"]["bits"].update({"net.0.weight": torch.zeros(3, dtype=torch.uint8)}), ("3 bytes",)),
+        (lambda s: s["masks"]["bits"].pop("net.0.weight"), ("net.0.weight",)),
+        (lambda s: s.update(pl_prune=9), ("version 9",)),
+        (lambda s: s["masks"]["shapes"].update({"net.0.weight": [2, 1, 6, 6]}), ("net.0.weight", "mask (2, 1, 6, 6)")),
+        (lambda s: s.clear(), ("no such state",)),
+    ],
+    ids=range(10),
+)
+def test_damaged_state_is_named(checkpoint, damage, parts):
+    saved = torch.load(checkpoint)
+    damage(saved["callbacks"]["GradualPruning"])
+    torch.save(saved, checkpoint)
+    with expect_refusal(*parts):
+        run(checkpoint.parent, PRUNERS["gradual"](), ckpt_path=checkpoint)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")
+@pytest.mark.parametrize("content", ["cut", "empty", "text", "foreign"])
+def test_a_broken_file_is_named(checkpoint, content):
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(
+        {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"not a checkpoint", "foreign": whole}[content]
+    )
+    if content == "foreign":
+        torch.save({"weights": torch.ones(2)}, checkpoint)
+    with expect_refusal("last.ckpt", "cannot be read"):
+        run(checkpoint.parent, PRUNERS["gradual"](), ckpt_path=checkpoint)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, pruner, hook, call = sys.argv[1:]
+    run(Path(folder), PRUNERS[pruner](), Kill(hook, int(call), by_signal=True), every=2)
