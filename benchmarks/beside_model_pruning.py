@@ -1,17 +1,17 @@
-"""Eight cases in which masks get lost, through Lightning's `ModelPruning` and through pl_prune, measured in one run.
+"""Eight cases in which pruning goes wrong, through Lightning's `ModelPruning` and through pl_prune, as a Markdown table.
 
-Both tools get the same module, data, optimizer and seed, and both are asked to prune half of the weights once, after the
-first epoch, by magnitude (under DDP: at random), and to set what is left back to its initial values, as `ModelPruning`
-does by default:
+Both get the same module, data, optimizer, seed and number of epochs. Both are asked to prune half once, after the first
+epoch and by magnitude, and to set what is left back to its initial values (the default of `ModelPruning`):
 
-* `ModelPruning("l1_unstructured", amount=0.5, apply_pruning=first_epoch)`;
-* `pl_prune.GradualPruning(Magnitude(), OneShot(0.5, start=BATCHES), rewind_to=0)`.
+* `ModelPruning("l1_unstructured", amount=0.5, apply_pruning=first_epoch)`, and
+* `pl_prune.GradualPruning(Magnitude(), OneShot(0.5, start=BATCHES), rewind_to=0)`, what one would migrate to.
 
-The case of an amount that is given for every epoch has neither `apply_pruning` nor `OneShot`, but `Cubic`. Everything else
-is at its default. Sparsity is the fraction of zeros among the parameters that a tool prunes by default: all weights and
-biases for `ModelPruning`, the weights without the output layer for pl_prune. Where the order of callbacks may matter, both
-orders are run. Under DDP, ranks train on different samples and have the same seed, or, as where augmentation is to
-differ between ranks, one each.
+"Asked for 0.5 in every epoch" takes `apply_pruning=True` and the schedule `Cubic(0.5, end=2 * BATCHES, every=BATCHES)`.
+Numbers are fractions of zeros among what a tool prunes unless told otherwise: weights and biases for `ModelPruning`, the
+weights without the output layer for pl_prune. What works in one setting or order of callbacks alone is shown in both.
+
+Under DDP two processes train on different samples, with one seed or, as where augmentation is to differ, with one each;
+the numbers are fractions of entries that are zero on one rank alone.
 
     python benchmarks/beside_model_pruning.py
 """
@@ -24,19 +24,15 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import (
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    ModelPruning,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,14 +41,15 @@ import pl_prune as plp
 ASKED = 0.5
 BATCHES = 4  # optimizer steps in an epoch
 SEED = 1
-Found = dict[str, Any]  # what was measured -> sparsity, or what happened
-Make = Callable[..., Callback]
+LIGHTNING, OURS = "Lightning's ModelPruning", "pl_prune"
+Found = dict[str, Any]  # under which circumstances -> a fraction, or what happened
+Make = Callable[[], Callback]
 
 
 class Net(LightningModule):
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+        self.net = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -62,17 +59,16 @@ class Net(LightningModule):
 
 
 class NetWithMask(Net):
-    """A module of a user who has a mask of his own."""
+    """The module of a user who has a mask of his own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("attention_mask", torch.ones(4, 4).tril())
 
 
-def loader(ranks: int) -> DataLoader:
-    generator = torch.Generator().manual_seed(SEED)
-    n = 16 * BATCHES * ranks
-    return DataLoader(TensorDataset(torch.randn(n, 16, generator=generator), torch.arange(n) % 4), batch_size=16)
+class SeedPerRank(Callback):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.manual_seed(SEED + trainer.global_rank)
 
 
 def first_epoch(epoch: int) -> bool:
@@ -80,63 +76,74 @@ def first_epoch(epoch: int) -> bool:
 
 
 def model_pruning(**settings: Any) -> ModelPruning:
-    return ModelPruning(**{
-        "pruning_fn": "l1_unstructured",
-        "amount": ASKED,
-        "apply_pruning": first_epoch,
-        **settings,
-    })
+    defaults = {"pruning_fn": "l1_unstructured", "amount": ASKED, "apply_pruning": first_epoch}
+    return ModelPruning(**{**defaults, **settings})
 
 
-def ours(**settings: Any) -> plp.GradualPruning:
-    once = plp.OneShot(ASKED, start=BATCHES)
-    return plp.GradualPruning(**{"criterion": plp.Magnitude(), "schedule": once, "rewind_to": 0, **settings})
+def gradual(**settings: Any) -> plp.GradualPruning:
+    defaults = {"criterion": plp.Magnitude(), "schedule": plp.OneShot(ASKED, start=BATCHES), "rewind_to": 0}
+    return plp.GradualPruning(**{**defaults, **settings})
+
+
+def loader(ranks: int) -> DataLoader:
+    n = 16 * BATCHES * ranks
+    inputs = torch.randn(n, 16, generator=torch.Generator().manual_seed(SEED))
+    return DataLoader(TensorDataset(inputs, torch.arange(n) % 4), batch_size=16)
 
 
 def fit(
-    *callbacks: Callback, folder: Path, epochs: int = 2, net: type[Net] = Net, ranks: int = 1, resume: Any = None
+    *callbacks: Callback,
+    folder: Path,
+    epochs: int = 3,
+    net: type[Net] = Net,
+    ranks: int = 1,
+    ckpt_path: Path | None = None,
 ) -> Net:
     seed_everything(SEED, verbose=False)
     module = net()
-    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
         logger=False,
-        enable_checkpointing=saves,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
         callbacks=list(callbacks),
     )
-    trainer.fit(module, loader(ranks), ckpt_path=resume)
+    trainer.fit(module, loader(ranks), ckpt_path=ckpt_path)
     return module
 
 
 def fit_and_save(pruner: Callback, folder: Path, net: type[Net] = Net) -> tuple[Net, dict[str, Tensor]]:
-    """Return the module after two epochs, and the `state_dict` of the last checkpoint."""
-    module = fit(pruner, ModelCheckpoint(folder, "last"), folder=folder, net=net)
+    """Return the module after two epochs, and the `state_dict` of the checkpoint that the last of them ends with."""
+    module = fit(pruner, ModelCheckpoint(folder, "last"), folder=folder, net=net, epochs=2)
     return module, torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
 
 
 def prunable(pruner: Callback) -> list[str]:
-    """Name what a tool prunes: all parameters, or those with a mask."""
-    return list(pruner.masks) if isinstance(pruner, plp.GradualPruning) else [n for n, _ in Net().named_parameters()]
+    if isinstance(pruner, plp.GradualPruning):
+        return list(pruner.masks)
+    return [name for name, _ in Net().named_parameters()]
 
 
-def zero_fraction(tensors: Iterable[Tensor]) -> float:
-    zeros = torch.cat([tensor.detach().flatten() == 0 for tensor in tensors])
-    return zeros.double().mean().item()
+def zeros(pruner: Callback, module: Net) -> dict[str, Tensor]:
+    return {name: module.get_parameter(name).detach() == 0 for name in prunable(pruner)}
 
 
-def sparsity(pruner: Callback, module: Net) -> float:
-    return zero_fraction(module.get_parameter(name) for name in prunable(pruner))
+def fraction(masks: Iterable[Tensor]) -> float:
+    return torch.cat([mask.flatten() for mask in masks]).double().mean().item()
+
+
+def sparsity(pruner: Callback, *others: Callback, **settings: Any) -> float:
+    """Fit, and return the fraction of zeros in the final model."""
+    return fraction(zeros(pruner, fit(pruner, *others, **settings)).values())
 
 
 def outcome(action: Callable[[], Any]) -> Any:
-    """What an action returns, or the error that ends it."""
+    """What an action returns, or how it fails."""
     try:
         return action()
     except plp.PruneError as error:
@@ -151,28 +158,176 @@ def one_line(error: Exception, most: int = 120) -> str:
 
 
 def resume(make: Make, folder: Path) -> Found:
-    whole, first, second = make(), make(), make()
-    uninterrupted = sparsity(whole, fit(whole, folder=folder, epochs=3))
+    first = make()
     _, saved = fit_and_save(first, folder)
-    resumed = outcome(
-        lambda: sparsity(second, fit(second, folder=folder, epochs=3, resume=folder / "last.ckpt"))
-    )
     return {
-        "in the checkpoint": zero_fraction(saved[name] for name in prunable(first)),
-        "after the resume": resumed,
-        "uninterrupted": uninterrupted,
+        "in the checkpoint": fraction(saved[name] == 0 for name in prunable(first)),
+        "after the resume": outcome(lambda: sparsity(make(), folder=folder, ckpt_path=folder / "last.ckpt")),
+        "without a resume": sparsity(make(), folder=folder),
     }
 
 
 def load_strictly(make: Make, folder: Path) -> Found:
     _, saved = fit_and_save(make(), folder)
-    return {"": outcome(lambda: Net().load_state_dict(saved, strict=True) and "loads")}
+    Net().load_state_dict(saved, strict=True)
+    return {"": "loads"}
 
 
-def load_strictly_model_pruning(_: Make, folder: Path) -> Found:
-    found = {}
-    for permanent in (False, True):
-        how = f"make_pruning_permanent={permanent}"
-        make = lambda: model_pruning(make_pruning_permanent=permanent)  # noqa: B023, E731
-        found[how] = load_strictly(make, folder / how)[""]
+def average(averaging: Callable[[], Callback], make: Make, folder: Path) -> Found:
+    def run(*callbacks: Callback) -> float:
+        pruner = next(callback for callback in callbacks if isinstance(callback, (ModelPruning, plp.GradualPruning)))
+        return fraction(zeros(pruner, fit(*callbacks, folder=folder)).values())
+
+    return {
+        "pruner first": outcome(lambda: run(make(), averaging())),
+        "average first": outcome(lambda: run(averaging(), make())),
+    }
+
+
+def keep_a_buffer(make: Make, folder: Path) -> Found:
+    module, saved = fit_and_save(make(), folder, NetWithMask)
+    return {"in the module": buffer_in(module.state_dict()), "in the checkpoint": buffer_in(saved)}
+
+
+def buffer_in(state: dict[str, Tensor]) -> str:
+    if "attention_mask" not in state:
+        return "missing"
+    return "unchanged" if torch.equal(state["attention_mask"], NetWithMask().attention_mask) else "changed"
+
+
+def three_epochs(make: Make, folder: Path) -> Found:
+    return {"after 3 epochs": sparsity(make(), folder=folder)}
+
+
+def biases(make: Make, folder: Path) -> Found:
+    def at_zero(module: Net) -> float:
+        return fraction(p.detach() == 0 for name, p in module.named_parameters() if name.endswith("bias"))
+
+    seed_everything(SEED, verbose=False)
+    return {"at first": at_zero(Net()), "at the end": at_zero(fit(make(), folder=folder))}
+
+
+def on_every_rank() -> dict[str, dict[str, list[Callback]]]:
+    """What two processes fit, one after the other; the pruner comes first."""
+    random = partial(model_pruning, pruning_fn="random_unstructured")
+    return {
+        LIGHTNING: {
+            "random, one seed": [random()],
+            "random, a seed per rank": [random(), SeedPerRank()],
+            "magnitude, a seed per rank": [model_pruning(), SeedPerRank()],
+        },
+        OURS: {
+            "random, one seed": [gradual(criterion=plp.Random())],
+            "random, a seed per rank": [gradual(criterion=plp.Random()), SeedPerRank()],
+            "magnitude, a seed per rank": [gradual(), SeedPerRank()],
+            "SNIP, a seed per rank": [gradual(criterion=plp.SNIP()), SeedPerRank()],
+        },
+    }
+
+
+def run_rank(folder: Path) -> None:
+    """Fit all of them as one of two processes, and save where the zeros are."""
+    result = {
+        tool: {what: zeros(callbacks[0], fit(*callbacks, folder=folder, ranks=2)) for what, callbacks in runs.items()}
+        for tool, runs in on_every_rank().items()
+    }
+    torch.save(result, folder / f"rank{torch.distributed.get_rank()}.pt")
+
+
+def two_ranks() -> dict[str, Found]:
+    """Start both processes, and return for each tool the fraction of entries that are zero on one rank alone."""
+    with TemporaryDirectory() as folder:
+        env = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        command = [sys.executable, __file__, folder]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+        if done.returncode:
+            raise RuntimeError(f"two ranks failed: {done.stderr[-3000:]}")
+        one, other = (torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    return {
+        tool: {
+            what: fraction(mask ^ other[tool][what][name] for name, mask in masks.items())
+            for what, masks in runs.items()
+        }
+        for tool, runs in one.items()
+    }
+
+
+class Case(NamedTuple):
+    measure: Callable[[Make, Path], Found]
+    lightning: dict[str, Make]  # settings of ModelPruning
+    ours: Make = gradual
+
+
+def cases() -> dict[str, Case]:
+    default: dict[str, Make] = {"": model_pruning}
+    permanence = {
+        f"make_pruning_permanent={permanent}:": partial(model_pruning, make_pruning_permanent=permanent)
+        for permanent in (False, True)
+    }
+    selections = {
+        "weights and biases,": model_pruning,
+        "weights alone,": partial(model_pruning, parameter_names=["weight"]),
+    }
+    always = {"": partial(model_pruning, apply_pruning=True)}
+    cubic = plp.Cubic(ASKED, end=2 * BATCHES, every=BATCHES)
+    swa = partial(StochasticWeightAveraging, 1e-2, swa_epoch_start=1)
+    return {
+        "resume by `ckpt_path`": Case(resume, default),
+        "strict load of the checkpoint into the plain module": Case(load_strictly, permanence),
+        "`EMAWeightAveraging`, final model": Case(partial(average, EMAWeightAveraging), selections),
+        "`StochasticWeightAveraging`, final model": Case(partial(average, swa), selections),
+        "a buffer `attention_mask` of the user's": Case(keep_a_buffer, default),
+        f"asked for {ASKED} in every epoch": Case(three_epochs, always, partial(gradual, schedule=cubic)),
+        "zero biases, default settings": Case(biases, default),
+    }
+
+
+def measure_all() -> dict[str, dict[str, Found]]:
+    """What was found, by title of the case and by tool."""
+    found = {
+        title: {
+            LIGHTNING: settings_of(case.measure, case.lightning),
+            OURS: settings_of(case.measure, {"": case.ours}),
+        }
+        for title, case in cases().items()
+    }
+    return {**found, "DDP, zero on one of two ranks alone": two_ranks()}
+
+
+def settings_of(measure: Callable[[Make, Path], Found], settings: dict[str, Make]) -> Found:
+    found: Found = {}
+    for setting, make in settings.items():
+        with TemporaryDirectory() as folder:
+            result = outcome(partial(measure, make, Path(folder)))
+        result = result if isinstance(result, dict) else {"": result}
+        found.update({f"{setting} {where}".strip(): value for where, value in result.items()})
     return found
+
+
+def table(found: dict[str, dict[str, Found]]) -> list[str]:
+    rows = [["case", LIGHTNING, OURS], ["---"] * 3]
+    rows += [[title, cell(tools[LIGHTNING]), cell(tools[OURS])] for title, tools in found.items()]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def cell(found: Found) -> str:
+    texts = (
+        f"{where} {value:.3f}" if isinstance(value, float) else f"{where} {value}" for where, value in found.items()
+    )
+    return "; ".join(text.strip().replace("|", "\\|") for text in texts)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    if len(sys.argv) > 1:
+        run_rank(Path(sys.argv[1]))
+        return
+    rows = table(measure_all())
+    print(f"lightning {lightning.__version__}, torch {torch.__version__}, asked for {ASKED}\n")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

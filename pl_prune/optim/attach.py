@@ -22,7 +22,7 @@ class Enforcement:
     optimizer step; the step hook is not called when a GradScaler skips a step.
 
     Args:
-        params: The parameters, by the masks' names; they are zeroed at once.
+        params: The parameters, by the masks' names; they and the gradients that they hold are zeroed at once.
         masks: What to keep.
     """
 
@@ -31,6 +31,7 @@ class Enforcement:
         self._handles: list[RemovableHandle] = []
         self.masks = masks.to(next(iter(params.values())).device)
         self.zero_weights()
+        self.zero_grads()
 
     def attach(self, optimizers: Iterable[Optimizer], gradient_hooks: bool = True) -> None:
         """Zero the optimizers' state of pruned entries (momenta) now, and the weights after each step.

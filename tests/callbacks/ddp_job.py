@@ -1,22 +1,86 @@
-"""Run by `test_ddp.py` in two processes: prune by every criterion, train three steps, save what each rank got."""
+"""Run by `test_ddp.py` in two or three processes: prune by every criterion, train, save what each rank got."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import TinyModule, tiny_data, tiny_loader
 from criteria_list import criteria
 
 import pl_prune as plp
+from pl_prune.core.sync import rank_and_size
 from pl_prune.core.warmup import pooled_moments, set_statistics
+from pl_prune.data.shuffle import EpochShuffle
 
-SAMPLES = plp.Samples(total=21, batch_size=4)
+STRATEGIES = {1: "auto", 2: "ddp", 3: "ddp_find_unused_parameters_true"}
+SAMPLES = plp.Samples(total=23, batch_size=4)  # 12 and 11; 8, 8 and 7
+SCHEDULE = plp.Linear(final=0.8, start=1, end=6, every=1, initial=0.2)
+NUMBERED = {
+    "gnb": plp.GaussNewtonDiagonal(probes=4),
+    "per sample": plp.HutchinsonDiagonal(probes=2, probe_per="sample"),
+}
+
+
+class Noting(plp.PruneAtInit):
+    """Keep the scores that the masks are made from."""
+
+    def make_masks(self, bridge):
+        prune = bridge.prune
+
+        def noting(*args, **kwargs):
+            masks, self.scores = prune(*args, **kwargs)
+            return masks, self.scores
+
+        bridge.prune = noting
+        return super().make_masks(bridge)
+
+
+class Plain(TinyModule):
+    """Without dropout and batch norm, so that ranks train as one process does on the batches of all."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__()
+        self.net[1] = self.net[7] = nn.Identity()
+
+
+class Turns(EpochShuffle):
+    """One order of samples, of which the ranks take turns."""
+
+    def __iter__(self):
+        rank, size = rank_and_size()
+        return islice(super().__iter__(), rank, None, size)
+
+    def __len__(self):
+        return super().__len__() // rank_and_size()[1]
+
+
+class Watch(Callback):
+    """How sparse the weights are that each batch meets, and whether its step keeps the zeros."""
+
+    def __init__(self, pruner):
+        self.pruner, self.sparsity, self.held = pruner, [], []
+
+    def found(self, module):
+        return plp.MaskSet.from_zeros({name: module.get_parameter(name) for name in self.pruner.masks})
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        self.sparsity.append(self.found(pl_module).sparsity())
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.held.append(self.found(pl_module) == self.pruner.masks)
 
 
 def loss(model, batch):
@@ -28,74 +92,147 @@ def module() -> TinyModule:
     return TinyModule()
 
 
-def share(rank: int, size: int) -> list:
-    """Uneven shares, cut unevenly."""
+def cut(indices: list[int]) -> list:
+    """Batches of unlike sizes; none where there are no samples."""
     x, y = tiny_data().tensors
-    mine = SAMPLES.indices(tiny_data())[rank::size]
-    return [(x[part], y[part]) for part in (mine[:3], mine[3:])]
+    return [(x[part], y[part]) for part in (indices[:3], indices[3:]) if part]
 
 
-def trainer_of(callback: Callback, devices: int, folder: Path, steps: int) -> Trainer:
-    return Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[callback],
-    )
+def share(rank: int, size: int) -> list:
+    """Every size-th sample, cut unevenly."""
+    return cut(SAMPLES.indices(tiny_data())[rank::size])
 
 
-def warm_up(devices: int, folder: Path) -> dict[str, Tensor]:
-    """The buffers after a warm-up on three batches, without a training step."""
+def block(rank: int, size: int) -> list:
+    """Samples one after another, and none for the last rank."""
+    ends = {2: (0, 23, 23), 3: (0, 5, 23, 23)}[size]
+    return cut(SAMPLES.indices(tiny_data())[ends[rank] : ends[rank + 1]])
+
+
+def trainer_of(devices: int, folder: Path, steps: int, *callbacks: Callback, **settings: Any) -> Trainer:
+    defaults = {
+        "max_steps": steps,
+        "accelerator": "cpu",
+        "devices": devices,
+        "strategy": STRATEGIES[devices],
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return Trainer(**{**defaults, **settings}, callbacks=list(callbacks))
+
+
+def warm_up(devices: int, folder: Path, batches: int) -> dict[str, Tensor]:
+    """The buffers after a warm-up, without a training step."""
     net = module()
-    trainer_of(plp.BatchNormWarmup(batches=3), devices, folder, 0).fit(net, tiny_loader(), tiny_loader(16))
+    trainer_of(devices, folder, 0, plp.BatchNormWarmup(batches=batches)).fit(net, tiny_loader(), tiny_loader(16))
     return dict(net.named_buffers())
 
 
-def warm_up_synced(rank: int, size: int) -> dict[str, Tensor]:
-    """The same on SyncBatchNorm, which DDP wraps on a GPU alone: what the callback calls, with three batches."""
+def warm_up_synced(rank: int, size: int, batches: int) -> dict[str, Tensor]:
+    """The same on SyncBatchNorm, which DDP wraps on a GPU alone: what the callback calls."""
     net = nn.SyncBatchNorm.convert_sync_batchnorm(module())
-    batches = [tiny_data()[16 * i : 16 * i + 16] for i in range(3)][rank::size]
-    moments, done = pooled_moments(net, batches, lambda batch: net(batch[0]))
+    mine = [tiny_data()[16 * i : 16 * i + 16] for i in range(batches)][rank::size]
+    moments, done = pooled_moments(net, mine, lambda batch: net(batch[0]))
     set_statistics(net, moments, done)
     return dict(net.named_buffers())
 
 
-def prune(criterion: plp.Criterion, devices: int, folder: Path) -> tuple[TinyModule, Trainer, plp.PruneAtInit]:
-    pruner = plp.PruneAtInit(criterion, 0.7, plp.ERK(), samples=SAMPLES)
-    trainer = trainer_of(pruner, devices, folder, 3)
+def prune(
+    criterion: plp.Criterion, devices: int, folder: Path, samples: plp.Samples = SAMPLES, **settings: Any
+) -> tuple[TinyModule, Trainer, Noting]:
+    pruner = Noting(criterion, 0.7, plp.ERK(), samples=samples)
+    trainer = trainer_of(devices, folder, 3, pruner, **settings)
     net = module()
     trainer.fit(net, tiny_loader(), tiny_loader(16))
     return net, trainer, pruner
 
 
+def pruned_while_training(
+    net: LightningModule, loader: DataLoader, devices: int, folder: Path, **settings: Any
+) -> dict[str, Any]:
+    """The masks at the end and what `Watch` saw, or the error that came in between."""
+    pruner = plp.GradualPruning(plp.SNIP(), SCHEDULE, samples=SAMPLES)
+    watch, error = Watch(pruner), ""
+    try:
+        trainer_of(devices, folder, 8, pruner, watch, **settings).fit(net, loader, tiny_loader(16))
+    except plp.PruneError as caught:
+        error = str(caught)
+    return {"masks": pruner.masks.state_dict(), "sparsity": watch.sparsity, "held": watch.held, "error": error}
+
+
+def as_in_one_process(devices: int, folder: Path) -> dict[str, Any]:
+    """Train on batches of twelve over all ranks, in double precision: what sums in another order hardly differs."""
+    data = tiny_data(48)
+    loader = DataLoader(data, 12 // devices, sampler=Turns(data))
+    return pruned_while_training(Plain(), loader, devices, folder, precision="64-true", use_distributed_sampler=False)
+
+
+@contextmanager
+def tampered(rank: int, time: int) -> Iterator[None]:
+    """Flip an entry of the masks that rank 1 receives at the given time, counted from 1."""
+    receive, times = plp.MaskSet.from_state_dict, count(1)
+
+    def received(state):
+        keep = dict(receive(state))
+        if next(times) == time and rank == 1:
+            next(iter(keep.values())).view(-1)[0].logical_not_()
+        return plp.MaskSet(keep)
+
+    with mock.patch.object(plp.MaskSet, "from_state_dict", received):
+        yield
+
+
+def refusal(run: Callable[[], Any]) -> str:
+    try:
+        run()
+    except plp.PruneError as error:
+        return str(error)
+    return ""
+
+
+def scored(criterion: plp.Criterion, size: int, out: Path) -> dict[str, Any]:
+    net, _, pruner = prune(criterion, size, out)
+    rank, _ = rank_and_size()
+    return {
+        "masks": pruner.masks.state_dict(),
+        "zeros": {name: net.get_parameter(name).detach() == 0 for name in pruner.masks},
+        "scores": plp.score(module(), criterion, share(rank, size), loss),
+        "scores without a sample on the last rank": plp.score(module(), criterion, block(rank, size), loss),
+    }
+
+
+def rank_after_rank(rank: int, size: int) -> dict[str, dict[str, Tensor]]:
+    """Scores that draw random numbers for each sample, where ranks do not take turns."""
+    x, y = tiny_data().tensors
+    batches = [(x[a:b], y[a:b]) for a, b in ((0, 3), (3, 8), (8, 11))]
+    mine = batches[rank:] if rank == size - 1 else batches[rank : rank + 1]
+    return {name: plp.score(module(), criterion, mine, loss) for name, criterion in NUMBERED.items()}
+
+
+def main(out: Path, size: int) -> None:
+    result: dict[str, Any] = {type(c).__name__: scored(c, size, out) for c in criteria()}
+    rank, _ = rank_and_size()
+    result["few"] = prune(plp.SNIP(), size, out, plp.Samples(total=size - 1))[2].masks.state_dict()
+    for batches in (size - 1, size + 1):
+        result["buffers", batches, False] = warm_up(size, out, batches)
+        result["buffers", batches, True] = warm_up_synced(rank, size, batches)
+    result["rank after rank"] = rank_after_rank(rank, size)
+    result["gradual"] = pruned_while_training(module(), tiny_loader(64, 8), size, out)
+    result["gradual, as in one process"] = as_in_one_process(size, out)
+    broken = [(torch.full((2, 1, 8, 8), float("nan")), torch.zeros(2, dtype=torch.long))]
+    result["loss"] = refusal(
+        lambda: plp.score(module(), plp.SNIP(), broken if rank == 1 else share(rank, size), loss)
+    )
+    with tampered(rank, 1):
+        result["first masks"] = refusal(lambda: prune(plp.SNIP(), size, out))
+    with tampered(rank, 3):
+        result["later masks"] = pruned_while_training(module(), tiny_loader(64, 8), size, out)
+    torch.save(result, out / f"rank{rank}.pt")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    out = Path(sys.argv[1])
-    result = {}
-    for criterion in criteria():
-        net, trainer, pruner = prune(criterion, 2, out)
-        rank = trainer.global_rank
-        result[type(criterion).__name__] = {
-            "masks": pruner.masks.state_dict(),
-            "zeros": {name: net.get_parameter(name).detach() == 0 for name in pruner.masks},
-            "scores": plp.score(module(), criterion, share(rank, 2), loss),
-        }
-    result["buffers"] = {False: warm_up(2, out), True: warm_up_synced(rank, 2)}
-    x, y = tiny_data().tensors
-    mine = [(x[:3], y[:3])] if rank == 0 else [(x[3:8], y[3:8]), (x[8:11], y[8:11])]
-    result["rank after rank"] = {
-        "gnb": plp.score(module(), plp.GaussNewtonDiagonal(probes=4), mine, loss),
-        "per sample": plp.score(module(), plp.HutchinsonDiagonal(probes=2, probe_per="sample"), mine, loss),
-    }
-    failing = [(torch.full((2, 1, 8, 8), float("nan")), torch.zeros(2, dtype=torch.long))] if rank else share(rank, 2)
-    try:
-        plp.score(module(), plp.SNIP(), failing, loss)
-    except plp.PruneError as error:
-        result["error"] = str(error)
-    torch.save(result, out / f"rank{rank}.pt")
+    main(Path(sys.argv[1]), int(sys.argv[2]))
