@@ -71,7 +71,7 @@ def fit(tmp_path: Any) -> Callable[..., tuple[TinyModule, Trainer]]:
         *callbacks: Any, module: LightningModule | None = None, ckpt_path: Any = None, seed: int = 3, **trainer: Any
     ):
         seed_everything(seed, verbose=False)
-        module = module or TinyModule()
+        module = TinyModule() if module is None else module
         settings: dict[str, Any] = {
             "max_epochs": 2,
             "accelerator": "cpu",

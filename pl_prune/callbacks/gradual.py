@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import ceil, inf
 from typing import Any, Literal
 
 import torch
@@ -30,8 +30,8 @@ class GradualPruning(PruningCallback):
     """Prune a network step by step while it trains, and keep what is pruned at zero.
 
     Masks change before the first batch after the optimizer step that the schedule names, so a checkpoint always holds the
-    network that was validated. Steps are real steps of the optimizer that holds the pruned weights: accumulated batches
-    and steps that a GradScaler skips do not count. What is pruned stays pruned.
+    network that was validated. Steps are real steps of the first optimizer that holds prunable weights: accumulated
+    batches and steps that a GradScaler skips do not count. What is pruned stays pruned.
 
     Args:
         criterion: How to score, each time anew.
@@ -132,10 +132,11 @@ class GradualPruning(PruningCallback):
         assert self.masks is not None
         live = dict(pl_module.named_parameters())
         pruned = {id(live[name]) for name in self.masks}
-        for optimizer in trainer.optimizers:
-            if pruned & {id(p) for group in optimizer.param_groups for p in group["params"]}:
-                self._counter = optimizer.register_step_post_hook(self._count)
-                break
+        stepping = [
+            o for o in trainer.optimizers if pruned & {id(p) for group in o.param_groups for p in group["params"]}
+        ]
+        for optimizer in (stepping or trainer.optimizers)[:1]:  # frozen weights are in none
+            self._counter = optimizer.register_step_post_hook(self._count)
         end = self._steps + _steps_left(trainer)
         if pl_module.automatic_optimization and not trainer.fast_dev_run and self.schedule.last >= end:
             raise PruneError(
@@ -250,6 +251,10 @@ def _steps_left(trainer: Trainer) -> float:
         steps = trainer.estimated_stepping_batches
     except MisconfigurationException:  # accumulation that changes from epoch to epoch
         return inf
+    if any(getattr(cb, "_model_contains_batch_norm", False) for cb in trainer.callbacks):  # type: ignore[attr-defined]
+        # StochasticWeightAveraging adds an epoch without steps, for the batch norms.
+        epochs = (trainer.max_epochs or 0) - 1
+        steps = min(steps, epochs * ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
     return steps - trainer.global_step if steps >= 0 else inf
 
 

@@ -196,11 +196,12 @@ def refusal(run: Callable[[], Any]) -> str:
 def scored(criterion: plp.Criterion, size: int, out: Path) -> dict[str, Any]:
     net, _, pruner = prune(criterion, size, out)
     rank, _ = rank_and_size()
+    without = plp.score(module(), criterion, block(rank, size), loss) if criterion.needs_loss else {}
     return {
         "masks": pruner.masks.state_dict(),
         "zeros": {name: net.get_parameter(name).detach() == 0 for name in pruner.masks},
         "scores": plp.score(module(), criterion, share(rank, size), loss),
-        "scores without a sample on the last rank": plp.score(module(), criterion, block(rank, size), loss),
+        "scores without a sample on the last rank": without,
     }
 
 
@@ -223,9 +224,7 @@ def main(out: Path, size: int) -> None:
     result["gradual"] = pruned_while_training(module(), tiny_loader(64, 8), size, out)
     result["gradual, as in one process"] = as_in_one_process(size, out)
     broken = [(torch.full((2, 1, 8, 8), float("nan")), torch.zeros(2, dtype=torch.long))]
-    result["loss"] = refusal(
-        lambda: plp.score(module(), plp.SNIP(), broken if rank == 1 else share(rank, size), loss)
-    )
+    result["loss"] = refusal(lambda: plp.score(module(), plp.SNIP(), broken if rank == 1 else share(rank, size), loss))
     with tampered(rank, 1):
         result["first masks"] = refusal(lambda: prune(plp.SNIP(), size, out))
     with tampered(rank, 3):

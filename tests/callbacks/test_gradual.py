@@ -4,7 +4,12 @@ import pytest
 import torch
 from conftest import TinyModule, tiny_loader
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.plugins import MixedPrecision
 from refusal import expect_refusal
 from torch import nn
@@ -173,6 +178,17 @@ def test_a_fit_too_short_for_its_schedule_is_refused(fit):
     accumulation = GradientAccumulationScheduler({0: 1, 1: 2})  # with which nobody knows the number of steps
     with pytest.warns(UserWarning, match="ended after 6 optimizer steps"):
         fit(plp.GradualPruning(schedule=plp.Linear(final=0.9, end=7)), accumulation)
+
+
+@pytest.mark.filterwarnings("ignore:.*SWA", "ignore:.*[Ss]wapping scheduler")
+def test_the_epoch_that_swa_adds_has_no_steps(fit):
+    swa = StochasticWeightAveraging(1e-2, swa_epoch_start=1)
+    with expect_refusal("at optimizer step 9", "found one of 8 steps"):
+        fit(plp.GradualPruning(schedule=plp.Linear(final=0.9, end=9)), swa)
+    pruner = plp.GradualPruning(schedule=plp.Linear(final=0.9, end=7))
+    module, _ = fit(pruner, StochasticWeightAveraging(1e-2, swa_epoch_start=1))
+    assert plp.MaskSet.from_zeros({name: module.get_parameter(name) for name in NAMES}) == pruner.masks
+    assert pruner.masks.sparsity() == 0.9
 
 
 class Stop(Callback):
