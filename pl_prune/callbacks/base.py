@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateFinder, ModelPruning
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from pl_prune.callbacks.averaging import prune_averages
 from pl_prune.callbacks.bridge import Bridge
+from pl_prune.callbacks.refusals import MARK, of_tuner, refuse_file, refuse_orphans, refuse_trainer
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
 from pl_prune.core.types import Params, PruneError, plain
 from pl_prune.optim.attach import Enforcement
-
-_MARK = "pl_prune"
 
 
 class PruningCallback(Callback, ABC):
@@ -89,7 +84,7 @@ class PruningCallback(Callback, ABC):
         self._reading = stage == "fit"
         if stage == "fit":
             self._restored = False
-            _refuse(trainer)
+            refuse_trainer(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the masks, or take them from the checkpoint, and put them in force.
@@ -107,7 +102,7 @@ class PruningCallback(Callback, ABC):
             return
         self._bridge = Bridge(trainer, pl_module, self.select, self.samples)
         self._refuse_overlap(trainer, pl_module, self.select)
-        if trainer.ckpt_path and not self._restored and not _of_tuner(trainer):
+        if trainer.ckpt_path and not self._restored and not of_tuner(trainer):
             raise PruneError(
                 f"Expected the masks of {self.state_key!r} in the checkpoint {str(trainer.ckpt_path)!r}; "
                 "found no such state (a weights-only "
@@ -143,19 +138,12 @@ class PruningCallback(Callback, ABC):
             trainer: The trainer.
             pl_module: The module.
             exception: What was raised.
-
-        Raises:
-            PruneError: If the checkpoint to resume from is damaged, of another kind, or of another network.
         """
         self._detach()
         unread, self._reading = self._reading and trainer.ckpt_path, False
         if unread and isinstance(exception, Exception) and not isinstance(exception, PruneError):
             trainer._teardown()
-            raise PruneError(
-                f"Expected a whole checkpoint of this network in {str(unread)!r}; found that it cannot be read "
-                f"({type(exception).__name__}: {exception}). If the file is damaged, resume from another one; "
-                "else build the network that it was made with."
-            ) from exception
+            refuse_file(str(unread), exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove every hook.
@@ -176,7 +164,7 @@ class PruningCallback(Callback, ABC):
         """
         if self.masks is None:
             return {}
-        return {_MARK: 1, "method": self.method, "masks": self.masks.renamed(plain).state_dict(), **self.progress()}
+        return {MARK: 1, "method": self.method, "masks": _renamed(self.masks, plain).state_dict(), **self.progress()}
 
     def progress(self) -> dict[str, Any]:
         """Return what a resume needs beside the masks.
@@ -205,10 +193,10 @@ class PruningCallback(Callback, ABC):
         # To validate, test or predict needs no masks: the weights hold the zeros.
         if self._stage != "fit" or self._tuning:
             return
-        if state_dict.get(_MARK) != 1 or "masks" not in state_dict:
+        if state_dict.get(MARK) != 1 or "masks" not in state_dict:
             raise PruneError(
                 f"Expected the state of a pruning callback, version 1, under {self.state_key!r}; found keys {sorted(state_dict)} "
-                f"and version {state_dict.get(_MARK)!r}. Load a checkpoint written by this version of pl_prune."
+                f"and version {state_dict.get(MARK)!r}. Load a checkpoint written by this version of pl_prune."
             )
         self.masks = MaskSet.from_state_dict(state_dict["masks"])
         try:
@@ -233,8 +221,8 @@ class PruningCallback(Callback, ABC):
             PruneError: If masks would be lost; names their keys and the callbacks present.
         """
         self._reading = False
-        refuse_orphans(trainer, checkpoint)
-        self._tuning = _of_tuner(trainer)
+        refuse_orphans(trainer, checkpoint, {cb.state_key for cb in pruning_callbacks(trainer)})
+        self._tuning = of_tuner(trainer)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": None, "_enforcement": None, "_bridge": None}
@@ -244,7 +232,7 @@ class PruningCallback(Callback, ABC):
         trainer, pl_module = bridge.trainer, bridge.pl_module
         live = dict(pl_module.named_parameters())
         names = {plain(name): name for name in live}
-        masks = masks.renamed(lambda name: names.get(plain(name), name))
+        masks = _renamed(masks, lambda name: names.get(plain(name), name))
         masks.check_fits(live)
         if self._enforcement is not None:
             self._enforcement.detach()
@@ -283,51 +271,5 @@ def pruning_callbacks(trainer: Trainer) -> list[PruningCallback]:
     return [cb for cb in trainer.callbacks if isinstance(cb, PruningCallback)]  # type: ignore[attr-defined]
 
 
-def _of_tuner(trainer: Trainer) -> bool:
-    """Say whether the last checkpoint loaded is one that the learning-rate or batch-size finder wrote within this fit."""
-    return Path(str(trainer.ckpt_path or "")).name.startswith((".lr_find_", ".scale_batch_size_"))
-
-
-def refuse_orphans(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Raise if a fit would resume a pruned run without its masks.
-
-    Args:
-        trainer: The trainer.
-        checkpoint: The whole checkpoint.
-
-    Raises:
-        PruneError: If the checkpoint holds masks under a key that no callback has.
-    """
-    states = checkpoint.get("callbacks") or {}
-    held = {key for key, state in states.items() if isinstance(state, dict) and _MARK in state}
-    present = {cb.state_key for cb in pruning_callbacks(trainer)}
-    if trainer.state.fn == TrainerFn.FITTING and (lost := sorted(held - present)):
-        raise PruneError(
-            f"Expected a callback for every set of masks in the checkpoint; found masks of {lost} "
-            f"and the pruning callbacks {sorted(present)}. "
-            "Give the trainer the callback (and the name) that the run was started with."
-        )
-
-
-def _refuse(trainer: Trainer) -> None:
-    strategy = trainer.strategy
-    if strategy.restore_checkpoint_after_setup:
-        raise PruneError(
-            f"Expected a strategy that keeps whole parameters (single device, DDP); found {type(strategy).__name__}, which "
-            "shards them. Train with strategy='ddp'."
-        )
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        rank_zero_warn(
-            "A launcher that spawns or forks returns the weights alone: the masks stay in the processes it started, and in checkpoints. "
-            "Take them by MaskSet.from_zeros, or train with strategy='ddp'."
-        )
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, LearningRateFinder):
-            rank_zero_warn(
-                "LearningRateFinder ends before the network is pruned: it finds the learning rate of the dense network, and a sparse "
-                "one may want another."
-            )
-        if isinstance(callback, ModelPruning):
-            raise PruneError(
-                "Expected one tool that prunes; found Lightning's ModelPruning, which renames the parameters, beside pl_prune. Remove it."
-            )
+def _renamed(masks: MaskSet, rename: Callable[[str], str]) -> MaskSet:
+    return MaskSet({rename(name): mask for name, mask in masks.items()})

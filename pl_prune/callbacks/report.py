@@ -9,8 +9,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from pl_prune.callbacks.base import pruning_callbacks, refuse_orphans
+from pl_prune.callbacks.base import pruning_callbacks
 from pl_prune.callbacks.bridge import Bridge
+from pl_prune.callbacks.refusals import refuse_orphans
 from pl_prune.core.loss import batch_size
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
@@ -25,8 +26,8 @@ from pl_prune.report.table import PruningReport
 class SparsityReport(Callback):
     """Report every layer, the whole model's parameters and MACs, and whether a path is left from input to output.
 
-    The table is shown when training starts; at the end of the fit the report, with the run's last metrics, goes to
-    `report.json`. What is
+    The table is shown when training starts, and at the end if masks have changed since; then the report, with the run's
+    last metrics, goes to `report.json`. What is
     said of the masks is checked against the zeros measured in the weights. Scalars go to the loggers as
     `sparsity/...`. Without a
     pruning callback the dense network is reported.
@@ -41,6 +42,7 @@ class SparsityReport(Callback):
     def __init__(self, folder: str | None = None, select: Select = Select()) -> None:
         self.folder = folder
         self.select = select
+        self._shown = 0.0
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume when the checkpoint holds masks that no callback takes.
@@ -50,7 +52,7 @@ class SparsityReport(Callback):
             pl_module: The module.
             checkpoint: The whole checkpoint.
         """
-        refuse_orphans(trainer, checkpoint)
+        refuse_orphans(trainer, checkpoint, {cb.state_key for cb in pruning_callbacks(trainer)})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the table.
@@ -60,6 +62,7 @@ class SparsityReport(Callback):
             pl_module: The module.
         """
         report = make_report(trainer, pl_module, self.select)
+        self._shown = report.sparsity
         rank_zero_info("\n" + report.text())
         scalars = {
             "sparsity/prunable": report.sparsity,
@@ -70,13 +73,15 @@ class SparsityReport(Callback):
             logger.log_metrics(scalars, step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `report.json`.
+        """Write `report.json`, and show the table again if the masks have changed.
 
         Args:
             trainer: The trainer.
             pl_module: The module.
         """
         report = make_report(trainer, pl_module, self.select)
+        if report.sparsity != self._shown:
+            rank_zero_info("\n" + report.text())
         if trainer.is_global_zero:
             folder = Path(self.folder) if self.folder else _run_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)

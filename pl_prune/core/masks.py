@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -158,19 +158,6 @@ class MaskSet(Mapping[str, Tensor]):
             grad = params[name].grad
             if grad is not None:
                 zero_(grad, pruned)
-
-    def renamed(self, rename: Callable[[str], str]) -> MaskSet:
-        """Return the same masks under other names; they share memory with these.
-
-        Args:
-            rename: The new name of each.
-
-        Returns:
-            Masks in the same order.
-        """
-        part = MaskSet({})
-        part._pruned = {rename(name): pruned for name, pruned in self._pruned.items()}
-        return part
 
     def subset(self, names: Iterable[str]) -> MaskSet:
         """Return the masks of some parameters; they share memory with these.

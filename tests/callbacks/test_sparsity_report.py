@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -43,6 +44,21 @@ def test_the_table_and_the_loggers_say_the_same(fit, tmp_path, monkeypatch):
     assert "sparsity/prunable" in logged
     assert "0.75" in logged
     assert (tmp_path / "logs" / "one" / "report.json").is_file()
+
+
+def test_masks_that_changed_are_shown_again_at_the_end(fit, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("pl_prune.callbacks.report.rank_zero_info", said.append)
+    logger = CSVLogger(tmp_path, name="logs", version="one")
+    pruner = plp.GradualPruning(schedule=plp.Linear(final=0.75, start=1, end=5, every=2))
+    fit(pruner, plp.SparsityReport(), logger=logger, log_every_n_steps=1)
+    before, after = said
+    assert "1,800 of 1,800 kept (sparsity 0.0000); 0 zeros measured" in before
+    assert "450 of 1,800 kept (sparsity 0.7500); 1,350 zeros measured" in after
+    assert "Magnitude() by Linear(final=0.75, start=1, end=5, every=2), Global()" in after
+    rows = list(csv.DictReader((tmp_path / "logs" / "one" / "metrics.csv").read_text().splitlines()))
+    levels = [(int(row["step"]), float(row["sparsity/prunable"])) for row in rows if row["sparsity/prunable"]]
+    assert levels == [(0, 0.0), (3, 0.375), (5, 0.75)]
 
 
 def test_a_cut_network_is_said_to_have_no_path(fit, tmp_path):

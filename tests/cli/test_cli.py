@@ -17,11 +17,11 @@ from pl_prune.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
-OVERLAYS, SWEEPS, CRITERIA, SETTINGS = (
-    [p for p in FILES if p.parent.name == kind] for kind in ("loggers", "sweeps", "pai", "settings")
+OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS = (
+    [p for p in FILES if p.parent.name == kind] for kind in ("loggers", "sweeps", "pai", "gradual", "settings")
 )
-RECIPES = [p for p in FILES if p not in OVERLAYS + SWEEPS + CRITERIA + SETTINGS]
-QUICKSTART_SETTING = ROOT / "tests" / "cli" / "digits.yaml"
+RECIPES = [p for p in FILES if p not in OVERLAYS + SWEEPS + CRITERIA + GRADUAL + SETTINGS]
+DIGITS = ROOT / "recipes" / "settings" / "convnet_digits.yaml"
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
@@ -38,7 +38,7 @@ def run(*argv: str) -> int:
 
 def test_every_recipe_is_found():
     assert [p.relative_to(ROOT).as_posix() for p in RECIPES] == ["recipes/quickstart.yaml"]
-    assert (len(OVERLAYS), len(SWEEPS), len(CRITERIA), len(SETTINGS)) == (1, 2, 16, 9)
+    assert (len(OVERLAYS), len(SWEEPS), len(CRITERIA), len(GRADUAL), len(SETTINGS)) == (1, 3, 16, 2, 10)
 
 
 def test_every_criterion_has_a_recipe():
@@ -61,14 +61,27 @@ TINY = [
 @pytest.mark.parametrize("recipe", CRITERIA, ids=lambda p: p.stem)
 def test_a_criterions_recipe_runs(recipe):
     small = ["--prune.criterion.init_args.rounds=3"] if recipe.stem == "synflow" else []
-    files = [f"--config={recipe}", f"--config={QUICKSTART_SETTING}"]
+    files = [f"--config={recipe}", f"--config={DIGITS}", "--model.network.width=4"]
     assert run("fit", *files, *QUIET, *TINY, *small, "--trainer.logger=false") == 0
+
+
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0", "ignore:.*layers empty from sparsity")
+@pytest.mark.parametrize("recipe", GRADUAL, ids=lambda p: p.stem)
+def test_a_gradual_recipe_ends_at_its_sparsity(recipe):
+    schedule = yaml.safe_load(recipe.read_text())["prune"]["init_args"]["schedule"]["init_args"]
+    files = [f"--config={recipe}", f"--config={DIGITS}", "--model.network.width=4"]
+    assert run("fit", *files, *QUIET, "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu") == 0
+    report = json.loads(next(Path().rglob("report.json")).read_text())
+    assert report["sparsity"] == pytest.approx(schedule["final"], abs=1e-3)
+    masks = torch.load(next(Path().rglob("last.ckpt")))["callbacks"]["GradualPruning"]["masks"]
+    assert MaskSet.from_state_dict(masks).sparsity() == report["sparsity"]
 
 
 SHRUNK = {  # what a network of full size takes too long for
     "TinyImageNet": ["--data.root=data"],
     "ImageNet": ["--data.root=data", "--data.size=64"],
     "CIFAR": ["--data.root=data"],
+    "Digits": [],
 }
 
 
@@ -81,12 +94,13 @@ def test_a_setting_runs(setting, tmp_path, monkeypatch):
     kind = data["class_path"].rpartition(".")[2]
     if kind == "CIFAR":
         fake_data.cifar(tmp_path / "data", monkeypatch, data["init_args"]["classes"])
-    else:
+    elif kind != "Digits":
         getattr(fake_data, {"TinyImageNet": "tiny_imagenet", "ImageNet": "imagenet"}[kind])(tmp_path / "data")
     files = [f"--config={ROOT / 'recipes' / 'pai' / 'magnitude.yaml'}", f"--config={setting}"]
-    small = ["--data.batch_size=4", "--data.workers=0", *SHRUNK[kind]]
+    small = ["--data.batch_size=4", *SHRUNK[kind]]
+    small += [] if kind == "Digits" else ["--data.workers=0"]
     assert run("fit", *files, *QUIET, *TINY, *small) == 0
-    assert json.loads(next(Path().rglob("report.json")).read_text())["sparsity"] == pytest.approx(0.95, abs=1e-6)
+    assert json.loads(next(Path().rglob("report.json")).read_text())["sparsity"] == pytest.approx(0.95, abs=1e-5)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.stem)
@@ -107,9 +121,11 @@ def test_a_sweeps_parameters_reach_the_run(sweep, capsys, tmp_path):
     with pytest.raises(SystemExit, match="0"):
         run(*words, "--print_config")
     resolved = yaml.safe_load(capsys.readouterr().out)
-    assert resolved["prune"]["init_args"]["sparsity"] == picked["prune.sparsity"]
-    assert resolved["prune"]["init_args"]["criterion"]["class_path"].endswith(picked["prune.criterion"])
-    assert resolved["seed_everything"] == picked["seed_everything"]
+    for name, value in picked.items():
+        found = resolved
+        for key in name.split("."):
+            found = found["init_args"][key] if "init_args" in found else found[key]
+        assert found["class_path"].endswith(value) if isinstance(found, dict) else found == value, name
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
@@ -235,6 +251,7 @@ def test_overrides_reach_nested_settings():
         (["fit", "--config", QUICKSTART, "--prune.spersity=0.5"], "spersity"),
         (["fit", "--config", QUICKSTART, "--prune.criterion=Snap"], "Snap"),
         (["fit", "--config", QUICKSTART, "--prune.select.include=[network.fetures.0]"], "network.features.0"),
+        (["inspect", "--config", QUICKSTART, "--prune=GradualPruning"], "prunes at the start of the fit"),
         (["inspect", "--config", QUICKSTART, "--prune=Dense"], "prunes at the start of the fit"),
         (["compare", "nowhere"], "nowhere/report.json"),
         (["compare"], "at least one run folder"),
