@@ -6,12 +6,12 @@ epoch and by magnitude, and to set what is left back to its initial values (the 
 * `ModelPruning("l1_unstructured", amount=0.5, apply_pruning=first_epoch)`, and
 * `pl_prune.GradualPruning(Magnitude(), OneShot(0.5, start=BATCHES), rewind_to=0)`, what one would migrate to.
 
-"Asked for 0.5 in every epoch" takes `apply_pruning=True` and the schedule `Cubic(0.5, end=2 * BATCHES, every=BATCHES)`.
-Numbers are fractions of zeros among what a tool prunes unless told otherwise: weights and biases for `ModelPruning`, the
-weights without the output layer for pl_prune. What works in one setting or order of callbacks alone is shown in both.
+For pruning in every epoch these are `apply_pruning=True` and `Cubic(0.5, end=2 * BATCHES, every=BATCHES)`.
+Numbers are fractions of zeros among what a tool prunes by default: weights and biases for `ModelPruning`, the weights
+without the output layer for pl_prune. Where a setting of `ModelPruning` or the order of callbacks decides, both are shown.
 
-Under DDP two processes train on different samples, with one seed or, as where augmentation is to differ, with one each;
-the numbers are fractions of entries that are zero on one rank alone.
+Under DDP two processes train on different samples, with one seed or, as where augmentation is to differ, with one each,
+and prune at random and by what else is named.
 
     python benchmarks/beside_model_pruning.py
 """
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,9 +32,11 @@ from typing import Any, NamedTuple
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
 from torch import Tensor, nn
+from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader, TensorDataset
 
 import pl_prune as plp
@@ -126,7 +129,7 @@ def fit_and_save(pruner: Callback, folder: Path, net: type[Net] = Net) -> tuple[
 def prunable(pruner: Callback) -> list[str]:
     if isinstance(pruner, plp.GradualPruning):
         return list(pruner.masks)
-    return [name for name, _ in Net().named_parameters()]
+    return [name for name, _ in Net().named_parameters() if name.endswith(tuple(pruner._parameter_names))]
 
 
 def zeros(pruner: Callback, module: Net) -> dict[str, Tensor]:
@@ -137,9 +140,9 @@ def fraction(masks: Iterable[Tensor]) -> float:
     return torch.cat([mask.flatten() for mask in masks]).double().mean().item()
 
 
-def sparsity(pruner: Callback, *others: Callback, **settings: Any) -> float:
+def sparsity(pruner: Callback, **settings: Any) -> float:
     """Fit, and return the fraction of zeros in the final model."""
-    return fraction(zeros(pruner, fit(pruner, *others, **settings)).values())
+    return fraction(zeros(pruner, fit(pruner, **settings)).values())
 
 
 def outcome(action: Callable[[], Any]) -> Any:
@@ -152,7 +155,7 @@ def outcome(action: Callable[[], Any]) -> Any:
         return f"{type(error).__name__}: {one_line(error)}"
 
 
-def one_line(error: Exception, most: int = 120) -> str:
+def one_line(error: Exception, most: int = 90) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= most else text[:most] + "..."
 
@@ -174,14 +177,11 @@ def load_strictly(make: Make, folder: Path) -> Found:
 
 
 def average(averaging: Callable[[], Callback], make: Make, folder: Path) -> Found:
-    def run(*callbacks: Callback) -> float:
-        pruner = next(callback for callback in callbacks if isinstance(callback, (ModelPruning, plp.GradualPruning)))
-        return fraction(zeros(pruner, fit(*callbacks, folder=folder)).values())
+    def run(step: int) -> float:
+        callbacks = [make(), averaging()]
+        return fraction(zeros(callbacks[0], fit(*callbacks[::step], folder=folder)).values())
 
-    return {
-        "pruner first": outcome(lambda: run(make(), averaging())),
-        "average first": outcome(lambda: run(averaging(), make())),
-    }
+    return {"pruner first": outcome(lambda: run(1)), "average first": outcome(lambda: run(-1))}
 
 
 def keep_a_buffer(make: Make, folder: Path) -> Found:
@@ -196,7 +196,7 @@ def buffer_in(state: dict[str, Tensor]) -> str:
 
 
 def three_epochs(make: Make, folder: Path) -> Found:
-    return {"after 3 epochs": sparsity(make(), folder=folder)}
+    return {"": sparsity(make(), folder=folder)}
 
 
 def biases(make: Make, folder: Path) -> Found:
@@ -212,26 +212,33 @@ def on_every_rank() -> dict[str, dict[str, list[Callback]]]:
     random = partial(model_pruning, pruning_fn="random_unstructured")
     return {
         LIGHTNING: {
-            "random, one seed": [random()],
-            "random, a seed per rank": [random(), SeedPerRank()],
-            "magnitude, a seed per rank": [model_pruning(), SeedPerRank()],
+            "random (one seed)": [random()],
+            "random (a seed per rank)": [random(), SeedPerRank()],
+            "magnitude (a seed per rank)": [model_pruning(), SeedPerRank()],
         },
         OURS: {
-            "random, one seed": [gradual(criterion=plp.Random())],
-            "random, a seed per rank": [gradual(criterion=plp.Random()), SeedPerRank()],
-            "magnitude, a seed per rank": [gradual(), SeedPerRank()],
-            "SNIP, a seed per rank": [gradual(criterion=plp.SNIP()), SeedPerRank()],
+            "random (one seed)": [gradual(criterion=plp.Random())],
+            "random (a seed per rank)": [gradual(criterion=plp.Random()), SeedPerRank()],
+            "magnitude (a seed per rank)": [gradual(), SeedPerRank()],
+            "SNIP (a seed per rank)": [gradual(criterion=plp.SNIP()), SeedPerRank()],
         },
     }
 
 
-def run_rank(folder: Path) -> None:
+def run_rank(rank: int, folder: Path) -> None:
     """Fit all of them as one of two processes, and save where the zeros are."""
+    os.environ["LOCAL_RANK"] = str(rank)  # tells Lightning that all processes have been started
     result = {
         tool: {what: zeros(callbacks[0], fit(*callbacks, folder=folder, ranks=2)) for what, callbacks in runs.items()}
         for tool, runs in on_every_rank().items()
     }
-    torch.save(result, folder / f"rank{torch.distributed.get_rank()}.pt")
+    torch.save(result, folder / f"rank{rank}.pt")
+
+
+def run_ranks(folder: Path) -> None:
+    """Fork both from a process that has imported everything, which takes longer than all the fits."""
+    os.environ["MASTER_PORT"] = str(find_free_network_port())
+    start_processes(run_rank, (folder,), nprocs=2, start_method="fork")
 
 
 def two_ranks() -> dict[str, Found]:
@@ -254,53 +261,53 @@ def two_ranks() -> dict[str, Found]:
 
 class Case(NamedTuple):
     measure: Callable[[Make, Path], Found]
-    lightning: dict[str, Make]  # settings of ModelPruning
+    lightning: dict[str, Make]  # by setting
     ours: Make = gradual
 
 
 def cases() -> dict[str, Case]:
     default: dict[str, Make] = {"": model_pruning}
-    permanence = {
-        f"make_pruning_permanent={permanent}:": partial(model_pruning, make_pruning_permanent=permanent)
-        for permanent in (False, True)
+    permanent = {
+        f"make_pruning_permanent={value}": partial(model_pruning, make_pruning_permanent=value)
+        for value in (True, False)
     }
-    selections = {
-        "weights and biases,": model_pruning,
-        "weights alone,": partial(model_pruning, parameter_names=["weight"]),
-    }
+    selections = {"": model_pruning, "weights alone": partial(model_pruning, parameter_names=["weight"])}
     always = {"": partial(model_pruning, apply_pruning=True)}
-    cubic = plp.Cubic(ASKED, end=2 * BATCHES, every=BATCHES)
+    cubic = partial(gradual, schedule=plp.Cubic(ASKED, end=2 * BATCHES, every=BATCHES))
     swa = partial(StochasticWeightAveraging, 1e-2, swa_epoch_start=1)
     return {
-        "resume by `ckpt_path`": Case(resume, default),
-        "strict load of the checkpoint into the plain module": Case(load_strictly, permanence),
-        "`EMAWeightAveraging`, final model": Case(partial(average, EMAWeightAveraging), selections),
-        "`StochasticWeightAveraging`, final model": Case(partial(average, swa), selections),
-        "a buffer `attention_mask` of the user's": Case(keep_a_buffer, default),
-        f"asked for {ASKED} in every epoch": Case(three_epochs, always, partial(gradual, schedule=cubic)),
-        "zero biases, default settings": Case(biases, default),
+        "zeros after `fit(ckpt_path=...)`": Case(resume, default),
+        "strict load of the checkpoint into the plain module": Case(load_strictly, permanent),
+        "zeros of the final model under `EMAWeightAveraging`": Case(partial(average, EMAWeightAveraging), selections),
+        "zeros of the final model under `StochasticWeightAveraging`": Case(partial(average, swa), selections),
+        "the module's own buffer `attention_mask`": Case(keep_a_buffer, permanent),
+        f"zeros after 3 epochs of pruning, {ASKED} asked for": Case(three_epochs, always, cubic),
+        "zeros among the biases": Case(biases, default),
     }
 
 
 def measure_all() -> dict[str, dict[str, Found]]:
     """What was found, by title of the case and by tool."""
-    found = {
-        title: {
-            LIGHTNING: settings_of(case.measure, case.lightning),
-            OURS: settings_of(case.measure, {"": case.ours}),
+    with ThreadPoolExecutor(1) as beside:
+        ranks = beside.submit(two_ranks)
+        found = {
+            title: {
+                LIGHTNING: by_setting(case.measure, case.lightning),
+                OURS: by_setting(case.measure, {"": case.ours}),
+            }
+            for title, case in cases().items()
         }
-        for title, case in cases().items()
-    }
-    return {**found, "DDP, zero on one of two ranks alone": two_ranks()}
+        return {**found, "entries that are zero on one of two DDP ranks alone": ranks.result()}
 
 
-def settings_of(measure: Callable[[Make, Path], Found], settings: dict[str, Make]) -> Found:
+def by_setting(measure: Callable[[Make, Path], Found], settings: dict[str, Make]) -> Found:
     found: Found = {}
     for setting, make in settings.items():
         with TemporaryDirectory() as folder:
-            result = outcome(partial(measure, make, Path(folder)))
+            result = outcome(lambda make=make, folder=folder: measure(make, Path(folder)))
         result = result if isinstance(result, dict) else {"": result}
-        found.update({f"{setting} {where}".strip(): value for where, value in result.items()})
+        brackets = f"({setting})" if setting else ""
+        found.update({f"{where} {brackets}".strip(): value for where, value in result.items()})
     return found
 
 
@@ -311,10 +318,12 @@ def table(found: dict[str, dict[str, Found]]) -> list[str]:
 
 
 def cell(found: Found) -> str:
-    texts = (
-        f"{where} {value:.3f}" if isinstance(value, float) else f"{where} {value}" for where, value in found.items()
-    )
-    return "; ".join(text.strip().replace("|", "\\|") for text in texts)
+    """Name the circumstances of each result once."""
+    where: dict[str, list[str]] = {}
+    for circumstances, value in found.items():
+        text = f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+        where.setdefault(text, []).append(circumstances)
+    return "; ".join(f"{', '.join(names)}: {text}".removeprefix(": ") for text, names in where.items())
 
 
 def main() -> None:
@@ -322,10 +331,10 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     if len(sys.argv) > 1:
-        run_rank(Path(sys.argv[1]))
+        run_ranks(Path(sys.argv[1]))
         return
     rows = table(measure_all())
-    print(f"lightning {lightning.__version__}, torch {torch.__version__}, asked for {ASKED}\n")
+    print(f"lightning {lightning.__version__}, torch {torch.__version__}; {ASKED} asked for; numbers are fractions\n")
     print("\n".join(rows))
 
 

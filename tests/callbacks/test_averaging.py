@@ -44,15 +44,25 @@ class Watch(Callback):
         self.steps.append({name: p.detach().clone() for name, p in pl_module.named_parameters()})
 
 
+PRUNERS = {
+    "at init": lambda: plp.PruneAtInit(sparsity=0.8),
+    "gradual": lambda: plp.GradualPruning(schedule=plp.Cubic(final=0.8, start=1, end=10, every=3)),
+    "late": lambda: plp.GradualPruning(schedule=plp.OneShot(0.8, start=9)),
+    "rewound": lambda: plp.GradualPruning(schedule=plp.Linear(final=0.8, start=2, end=10, every=4), rewind_to=1),
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*SWA", "ignore:.*[Ss]wapping scheduler")
 @pytest.mark.parametrize("first", [True, False], ids=["pruner first", "average first"])
 @pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
-def test_averages_are_as_sparse_as_the_weights(fit, tmp_path, average, first):
-    pruner, saved, averaging = plp.PruneAtInit(sparsity=0.8), ModelCheckpoint(tmp_path, save_last=True), average()
+@pytest.mark.parametrize("pruner", PRUNERS.values(), ids=PRUNERS)
+def test_averages_are_as_sparse_as_the_weights(fit, tmp_path, pruner, average, first):
+    pruner, saved, averaging = pruner(), ModelCheckpoint(tmp_path, save_last=True), average()
     watch = Watch(pruner)
     order = [pruner, averaging] if first else [averaging, pruner]
     module, _ = fit(*order, watch, saved, max_epochs=3, enable_checkpointing=True)
     assert watch.validated
+    assert pruner.masks.sparsity() == 0.8
     assert watch.zeros_hold(module.named_parameters())
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     states = [checkpoint["state_dict"]]

@@ -114,6 +114,27 @@ def test_every_step_has_the_sparsity_of_the_schedule(fit, criterion):
     assert expected[-1] == 0.8
 
 
+@pytest.mark.parametrize("criterion", [plp.SNIP(), plp.HutchinsonPruning(probes=1), plp.SynFlow(rounds=2)])
+def test_scoring_while_training_leaves_no_trace(fit, criterion):
+    class Scoring(plp.GradualPruning):
+        scored = 0
+
+        def _prune(self, bridge, masks):
+            bridge.prune(self.criterion, self.allocation, 0.5, within=masks)
+            self.scored += 1
+
+    def trained(callback):
+        torch.manual_seed(0)
+        module, trainer = fit(callback, module=TinyModule("adamw"))  # with dropout, so random states show
+        values = [v for state in trainer.optimizers[0].state.values() for v in state.values()]
+        return module.state_dict(), values, module.seen, torch.get_rng_state()
+
+    scoring = Scoring(criterion, plp.Linear(final=0.5, start=0, end=7, every=1))
+    found, expected = trained(scoring), trained(plp.Dense())
+    assert scoring.scored == 8
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_accumulated_batches_and_skipped_steps_do_not_count(fit):
     class Overflow(Steady):
         def training_step(self, batch, batch_idx):

@@ -86,7 +86,18 @@ class Kill(Callback):
             raise Killed
 
 
-def run(folder, pruner, *callbacks, ckpt_path=None, every=1, loader=Loader, seed=1, module=Steady, **settings):
+def run(
+    folder,
+    pruner,
+    *callbacks,
+    ckpt_path=None,
+    every=1,
+    loader=Loader,
+    seed=1,
+    module=Steady,
+    weights_only=None,
+    **settings,
+):
     """Train three epochs of five batches; return what a run ends with."""
     seed_everything(seed, verbose=False)
     saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1, save_last=True)
@@ -96,7 +107,7 @@ def run(folder, pruner, *callbacks, ckpt_path=None, every=1, loader=Loader, seed
         default_root_dir=folder, callbacks=[*([pruner] if pruner else []), *callbacks, saver], num_sanity_val_steps=1, **settings,
     )  # fmt: skip
     net = module()
-    trainer.fit(net, loader(), tiny_loader(16), ckpt_path=ckpt_path)
+    trainer.fit(net, loader(), tiny_loader(16), ckpt_path=ckpt_path, weights_only=weights_only)
     state = {**net.state_dict()}
     for i, values in enumerate(trainer.optimizers[0].state.values()):
         state.update({f"optimizer {i} {key}": torch.as_tensor(value).clone() for key, value in values.items()})
@@ -206,6 +217,15 @@ def test_with_an_ordinary_loader_it_is_a_dense_run_under_the_same_interruption(t
         assert interrupted(name, kind(**arguments[name]))[2] == dense[2]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")
+def test_the_checkpoint_loads_with_weights_only(straight, tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, PRUNERS["rewound"](), Kill("on_train_batch_end", 6))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["GradualPruning"]["origin"]
+    resumed = run(tmp_path, PRUNERS["rewound"](), ckpt_path="last", weights_only=True)
+    assert_same(resumed[0], straight("rewound")[0])
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     run(tmp_path, PRUNERS["gradual"](), every=2)
@@ -228,6 +248,20 @@ def test_other_entry_points_keep_the_zeros(checkpoint, entry):
     saved = plp.MaskSet.from_state_dict(torch.load(checkpoint)["callbacks"]["GradualPruning"]["masks"])
     assert plp.MaskSet.from_zeros({name: module.get_parameter(name) for name in saved}) == saved
     assert saved.sparsity() == 0.8
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")
+def test_another_configuration_is_refused(checkpoint):
+    others = {
+        "final=0.7": plp.GradualPruning(schedule=plp.Cubic(final=0.7, start=1, end=8, every=2)),
+        "Linear": plp.GradualPruning(schedule=plp.Linear(final=0.8, start=1, end=8, every=2)),
+        "rewound to step 1": plp.GradualPruning(schedule=plp.Cubic(final=0.8, start=1, end=8, every=2), rewind_to=1),
+        "'GradualPruning[other]'": plp.GradualPruning(name="other"),
+        "'PruneAtInit'": plp.PruneAtInit(),
+    }
+    for part, other in others.items():
+        with expect_refusal("Cubic(final=0.8" if "Pr" not in part else "GradualPruning", part):
+            run(checkpoint.parent, other, ckpt_path=checkpoint)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")
