@@ -7,21 +7,40 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
-def test_the_notebooks_are_found():
-    assert [n.stem for n in NOTEBOOKS] == ["pruning_at_initialization"]
-
-
-@pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
-def test_a_notebook_runs(notebook, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+def execute(name: str) -> dict:
+    cells = [c for c in json.loads((NOTEBOOKS / name).read_text())["cells"] if c["cell_type"] == "code"]
     space: dict = {}
     for cell in cells:
         exec("".join(cell["source"]), space)
+    return space
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_notebook_is_run_here():
+    assert sorted(n.stem for n in NOTEBOOKS.glob("*.ipynb")) == ["gradual_pruning", "pruning_at_initialization"]
+
+
+@pytest.mark.filterwarnings("default")
+def test_pruning_at_initialization(capsys):
+    space = execute("pruning_at_initialization.ipynb")
     assert set(space["accuracy"]) == {"Dense", *(type(c).__name__ for c in space["criteria"])}
     assert space["accuracy"]["Dense"] > 0.9
     assert "SNIP" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_gradual_pruning(capsys):
+    space = execute("gradual_pruning.ipynb")
+    assert space["accuracy"]["dense"] > 0.9
+    assert space["accuracy"]["cubic, magnitude"] > space["accuracy"]["at init, SNIP"] - 0.1
+    assert space["after_resume"] == space["accuracy"]["cubic, magnitude"]
+    assert "the same masks: True" in capsys.readouterr().out
+    total = sum(size for _, size in space["further"].masks.counts().values())
+    assert round(space["further"].masks.sparsity() * total) == int(0.95 * total + 0.5)
