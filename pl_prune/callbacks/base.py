@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from pl_prune.callbacks.averaging import prune_averages
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.callbacks.refusals import MARK, of_tuner, refuse_file, refuse_orphans, refuse_trainer
+from pl_prune.core import sync
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
@@ -117,6 +118,7 @@ class PruningCallback(Callback, ABC):
         same_model = self._model is not None and self._model() is pl_module
         if self.masks is None or not (self._restored or same_model):
             self.masks = self.make_masks(self._bridge)
+        sync.check_same(self.masks)
         self._model = weakref.ref(pl_module)
         self._put_in_force(self._bridge, self.masks, fresh=not self._restored)
 

@@ -73,6 +73,7 @@ class Bridge:
         """
         loader = self.find_loader()
         with self.quiet():
+            sync.copy_of_rank_zero_(self.pl_module.buffers())  # as DDP does before each forward pass
             batches = [self.example()] if criterion.needs_data else []
             if criterion.needs_loss:
                 batches = self._read(loader, self.samples)
@@ -132,7 +133,7 @@ class Bridge:
         size = loader.batch_size or self.samples.batch_size
         samples = replace(self.samples, total=batches * size, batch_size=size)
         with self.quiet():
-            data = [self._to_device(batch) for batch in samples.batches(loader, self._track, whole=True)]
+            data = self._read(loader, samples, whole=True)
             moments, done = pooled_moments(
                 self.pl_module, self._track(data, "batch norms"), lambda batch: self.loss(self.pl_module, batch)
             )
@@ -143,11 +144,10 @@ class Bridge:
         """Return a small batch on the module's device, to see how the network runs; read inside `quiet`.
 
         Returns:
-            Two samples, or the first batch of an iterable data set.
+            Two samples, the same on every rank (of an iterable data set, the first two that the rank sees).
         """
         if self._example is None:
-            two_each = replace(self.samples, total=2 * sync.rank_and_size()[1])
-            self._example = self._read(self.find_loader(), two_each)[0]
+            self._example = self._read(self.find_loader(), replace(self.samples, total=2), share=False)[0]
         return self._example
 
     def selected(self) -> list[str]:
@@ -263,8 +263,14 @@ class Bridge:
             )
         return self._loader
 
-    def _read(self, loader: DataLoader[Any], samples: Samples) -> list[Any]:
-        return [self._to_device(batch) for batch in samples.batches(loader, self._track)]
+    def _read(self, loader: DataLoader[Any], samples: Samples, whole: bool = False, share: bool = True) -> list[Any]:
+        data, error = [], None
+        try:
+            data = [self._to_device(batch) for batch in samples.batches(loader, self._track, whole, share)]
+        except Exception as caught:
+            error = caught
+        sync.agree(error)
+        return data
 
     def _to_device(self, batch: Any) -> Any:
         batch = self.trainer.precision_plugin.convert_input(batch)

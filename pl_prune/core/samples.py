@@ -81,6 +81,7 @@ class Samples:
         loader: DataLoader[Any],
         track: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
         whole: bool = False,
+        share: bool = True,
     ) -> list[Any]:
         """Read this rank's share of the samples, by a loader of our own; the loader given is not iterated.
 
@@ -88,6 +89,7 @@ class Samples:
             loader: Whose data set, collation and workers to use.
             track: Wraps an iterable and a label, to show progress.
             whole: Share out whole batches, the same at any number of ranks, and not single samples in turn.
+            share: Whether to share the samples out; if not, every rank reads all of them.
 
         Returns:
             Batches as the loader's `collate_fn` makes them; without padding, so a rank may have none.
@@ -102,7 +104,7 @@ class Samples:
                 "Expected a DataLoader that makes batches of samples; found one with batch_size=None, whose data set makes them. "
                 "Define `scoring_dataloader()` over single samples."
             )
-        rank, size = sync.rank_and_size()
+        rank, size = sync.rank_and_size() if share else (0, 1)
         common: dict[str, Any] = {
             "num_workers": loader.num_workers,
             "worker_init_fn": loader.worker_init_fn,

@@ -92,7 +92,12 @@ def score(
         for p in params.values():
             p.requires_grad_()  # `untouched` takes it back from those that are frozen
         probe = Probe(model, params, loss_fn, data)
-        scores = [run_criterion(one, probe) for one in criteria]
+        scores, error = [], None
+        try:
+            scores = [run_criterion(one, probe) for one in criteria]
+        except PruneError as caught:
+            error = caught
+        sync.agree(error)
     return scores if isinstance(criterion, Sequence) else scores[0]
 
 

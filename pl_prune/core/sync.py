@@ -34,6 +34,17 @@ def sum_(tensors: Iterable[Tensor]) -> None:
             dist.all_reduce(tensor)
 
 
+def copy_of_rank_zero_(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of rank 0, in place.
+
+    Args:
+        tensors: The same shapes on every rank, on the device of the job's backend.
+    """
+    if rank_and_size()[1] > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
 def agree(error: BaseException | None) -> None:
     """Raise on every rank if any rank failed, so that none waits for another in vain.
 
@@ -51,7 +62,8 @@ def agree(error: BaseException | None) -> None:
         if error is None and any(errors):
             rank = next(i for i, e in enumerate(errors) if e)
             raise PruneError(
-                f"Expected every rank to score its data; found that rank {rank} failed with {errors[rank]}"
+                f"Expected every rank to score its data; found that rank {rank} failed with {errors[rank]} "
+                "Look at what is different there."
             )
     if error is not None:
         raise error
@@ -119,5 +131,6 @@ def check_same(masks: MaskSet) -> None:
         odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         if odd:
             raise PruneError(
-                f"Expected the same masks on every rank; found others than rank 0's on ranks {odd}. Report this as a bug."
+                f"Expected the same masks on every rank; found others than rank 0's on ranks {odd}. "
+                "Resume every rank from the same checkpoint; if there is none, report this as a bug."
             )

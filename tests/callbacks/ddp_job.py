@@ -188,7 +188,7 @@ def tampered(rank: int, time: int) -> Iterator[None]:
 def refusal(run: Callable[[], Any]) -> str:
     try:
         run()
-    except plp.PruneError as error:
+    except (plp.PruneError, OSError) as error:
         return str(error)
     return ""
 
@@ -203,6 +203,58 @@ def scored(criterion: plp.Criterion, size: int, out: Path) -> dict[str, Any]:
         "scores": plp.score(module(), criterion, share(rank, size), loss),
         "scores without a sample on the last rank": without,
     }
+
+
+class Drifted(Callback):
+    """Running statistics that are other ones on each rank, as they are between two forward passes."""
+
+    def on_fit_start(self, trainer, pl_module):
+        pl_module.net[1].running_mean += 0.3 * trainer.global_rank
+
+
+def prune_drifted(size: int, out: Path) -> Noting:
+    pruner = Noting(plp.SNIP(), 0.7, samples=SAMPLES, bn_warmup="never")
+    trainer_of(size, out, 0, Drifted(), pruner).fit(module(), tiny_loader(), tiny_loader(16))
+    return pruner
+
+
+class OwnSamples(TinyModule):
+    """Scored on as many samples as it is told, which one rank cannot read."""
+
+    def __init__(self, count: int, unreadable_on: int | None = None):
+        torch.manual_seed(0)
+        super().__init__()
+        self.count, self.unreadable_on = count, unreadable_on
+
+    def scoring_dataloader(self):
+        return DataLoader([self.sample(i) for i in range(self.count)] if self.unreadable_on is None else self, 4)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if rank_and_size()[0] == self.unreadable_on:
+            raise OSError("disk gone")
+        return self.sample(index)
+
+    def sample(self, index):
+        return tiny_data()[index]
+
+
+def prune_own(net: OwnSamples, size: int, out: Path) -> Noting:
+    pruner = Noting(plp.SNIP(), 0.7, samples=plp.Samples(total=8))
+    trainer_of(size, out, 1, pruner).fit(net, tiny_loader(), tiny_loader(16))
+    return pruner
+
+
+def resumed_apart(rank: int, size: int, out: Path) -> str:
+    """Resume from one file, of whose masks rank 1 reads others."""
+    _, trainer, _ = prune(plp.SNIP(), size, out)
+    trainer.save_checkpoint(out / f"apart{size}.ckpt")
+    pruner = Noting(plp.SNIP(), 0.7, plp.ERK(), samples=SAMPLES)
+    with tampered(rank, 1):
+        again = trainer_of(size, out, 5, pruner)
+        return refusal(lambda: again.fit(module(), tiny_loader(), tiny_loader(16), ckpt_path=out / f"apart{size}.ckpt"))
 
 
 def rank_after_rank(rank: int, size: int) -> dict[str, dict[str, Tensor]]:
@@ -225,6 +277,10 @@ def main(out: Path, size: int) -> None:
     result["gradual, as in one process"] = as_in_one_process(size, out)
     broken = [(torch.full((2, 1, 8, 8), float("nan")), torch.zeros(2, dtype=torch.long))]
     result["loss"] = refusal(lambda: plp.score(module(), plp.SNIP(), broken if rank == 1 else share(rank, size), loss))
+    result["drifted"] = prune_drifted(size, out).masks.state_dict()
+    result["two samples"] = prune_own(OwnSamples(2), size, out).masks.state_dict()
+    result["data"] = refusal(lambda: prune_own(OwnSamples(16, unreadable_on=1), size, out))
+    result["resumed masks"] = resumed_apart(rank, size, out)
     with tampered(rank, 1):
         result["first masks"] = refusal(lambda: prune(plp.SNIP(), size, out))
     with tampered(rank, 3):

@@ -13,11 +13,14 @@ from criteria_list import criteria
 from ddp_job import (
     NUMBERED,
     SCHEDULE,
+    OwnSamples,
     as_in_one_process,
     block,
     loss,
     module,
     prune,
+    prune_drifted,
+    prune_own,
     share,
     warm_up,
     warm_up_synced,
@@ -28,11 +31,20 @@ import pl_prune as plp
 from pl_prune.core.types import prune_count
 
 
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """What each rank of two and of three saved; side by side, since a process spends most of its time starting."""
+    folders = {size: tmp_path_factory.mktemp(f"ranks{size}") for size in (2, 3)}
+    launch(*([Path(__file__).with_name("ddp_job.py"), folder, size] for size, folder in folders.items()))
+    return {
+        size: [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(size)]
+        for size, folder in folders.items()
+    }
+
+
 @pytest.fixture(scope="module", params=[2, 3], ids="{} ranks".format)
-def ranks(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ddp")
-    launch([Path(__file__).with_name("ddp_job.py"), folder, request.param])
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(request.param)]
+def ranks(request, jobs):
+    return jobs[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +140,24 @@ def test_masks_grow_as_in_one_process(ranks, tmp_path):
         assert plp.MaskSet.from_state_dict(found["masks"]) == plp.MaskSet.from_state_dict(alone["masks"])
 
 
+def test_ranks_are_scored_with_the_buffers_of_rank_zero(ranks, tmp_path):
+    twin = prune_drifted(1, tmp_path)
+    for rank in ranks:
+        check_masks(plp.MaskSet.from_state_dict(rank["drifted"]), twin)
+
+
+def test_a_data_set_of_fewer_samples_than_ranks(ranks, tmp_path):
+    twin = prune_own(OwnSamples(2), 1, tmp_path)
+    for rank in ranks:
+        check_masks(plp.MaskSet.from_state_dict(rank["two samples"]), twin)
+
+
+def test_data_that_one_rank_cannot_read_are_an_error_on_all(ranks):
+    for rank, result in enumerate(ranks):
+        assert "disk gone" in result["data"]
+        assert rank == 1 or "rank 1 failed with OSError" in result["data"]
+
+
 def test_a_failure_on_one_rank_is_an_error_on_all(ranks):
     for rank, result in enumerate(ranks):
         assert "finite loss; found nan" in result["loss"]
@@ -136,7 +166,7 @@ def test_a_failure_on_one_rank_is_an_error_on_all(ranks):
 
 def test_other_masks_on_one_rank_are_an_error_on_all(ranks):
     for rank in ranks:
-        for error in (rank["first masks"], rank["later masks"]["error"]):
+        for error in (rank["first masks"], rank["resumed masks"], rank["later masks"]["error"]):
             assert "Expected the same masks on every rank" in error
             assert "on ranks [1]" in error
         assert rank["later masks"]["sparsity"] == ranks[0]["gradual"]["sparsity"][:2]
