@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
@@ -256,3 +257,18 @@ def test_layers_that_empty_are_named(fit):
 def test_wrong_arguments_are_named_at_once(make, parts):
     with expect_refusal(*parts):
         make()
+
+
+@pytest.mark.filterwarnings("ignore:.*LearningRateFinder ends before", "ignore:.*lr_find", "ignore:Failed to compute")
+@pytest.mark.parametrize("first", [True, False], ids=["pruner first", "finder first"])
+def test_the_steps_of_a_tuner_do_not_count(fit, first):
+    class Tunable(Steady):
+        lr = 0.1
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
+
+    schedule = plp.Linear(final=0.8, start=1, end=6, every=2)
+    pruner, finder, watch = plp.GradualPruning(schedule=schedule), LearningRateFinder(num_training_steps=8), Sparsities()
+    fit(*([pruner, finder] if first else [finder, pruner]), watch, module=Tunable())
+    assert watch.found == [round(schedule.sparsity(step) * 1800) / 1800 for step in range(8)]

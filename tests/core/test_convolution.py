@@ -71,3 +71,17 @@ def test_the_weight_is_differentiated_by_the_kernel_of_the_first_derivative():
         (first,) = torch.autograd.grad(layer(x).square().sum(), layer.weight, create_graph=True)
     assert "ConvolutionBackwardBackward0" not in nodes(first)
     assert any("_Backward" in name for name in nodes(first))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hard_sigmoids_can_be_differentiated_twice(inplace):
+    x = torch.linspace(-5, 5, 24, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(F.hardsigmoid(x), F.hardsigmoid(x.detach()))
+    with FastDoubleBackward():
+        value = nn.Hardsigmoid(inplace)(x * 1.0)
+        torch.testing.assert_close(value, F.relu6(x + 3) / 6)
+        (first,) = torch.autograd.grad((value**2).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), x)
+    inside = (x.abs() < 3).double()
+    torch.testing.assert_close(first, 2 * F.hardsigmoid(x) * inside / 6)
+    torch.testing.assert_close(second, 2 * inside / 36)
