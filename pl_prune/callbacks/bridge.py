@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from pl_prune.core import sync
 from pl_prune.core.allocate import Allocation
+from pl_prune.core.batch import batch_size
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.initialise import Init, initialise_
 from pl_prune.core.iterate import iterate
-from pl_prune.core.loss import batch_size
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.probe import Probe
 from pl_prune.core.samples import Samples
-from pl_prune.core.sandbox import untouched
+from pl_prune.core.sandbox import attributes_of, untouched
 from pl_prune.core.select import Select
 from pl_prune.core.types import Params, PruneError, Scores
 from pl_prune.core.warmup import pooled_moments, set_statistics, tracking_norms
@@ -56,6 +56,7 @@ class Bridge:
         self._from = ""
         self._loader: DataLoader[Any] | None = None
         self._example: Any = None
+        self._again: Callable[[], None] = lambda: None
 
     def prune(
         self, criterion: Criterion, allocation: Allocation, sparsity: float, within: MaskSet | None = None
@@ -186,12 +187,22 @@ class Bridge:
             The loss of the batch.
 
         Raises:
-            PruneError: If the step returns no loss.
+            PruneError: If the step fails or returns no loss.
+            OutOfMemoryError: If there is not enough memory.
         """
         step = self._step()
         arguments = inspect.signature(step).parameters.values()
         takes_index = len(arguments) > 1 or any(a.kind is a.VAR_POSITIONAL for a in arguments)
-        output = step(batch, 0) if takes_index else step(batch)
+        self._again()
+        try:
+            output = step(batch, 0) if takes_index else step(batch)
+        except (PruneError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise PruneError(
+                f"Expected {type(self.pl_module).__name__}.{step.__name__} to run in evaluation mode, on any number of samples; found "
+                f"{type(error).__name__}: {error}. Define `scoring_step(self, batch, batch_idx)` that returns the loss to score by."
+            ) from error
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if loss is None:
             raise PruneError(
@@ -209,6 +220,7 @@ class Bridge:
         """
         loggers = self.trainer.loggers
         with self.trainer.precision_plugin.forward_context(), untouched(self.pl_module, seed=self.samples.seed):
+            self._again = attributes_of(self.pl_module)
             self.pl_module.__dict__["log"] = lambda *_, **__: None  # `untouched` takes it away again
             self.trainer.loggers = [DummyLogger() for _ in loggers]
             try:

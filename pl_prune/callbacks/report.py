@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from pl_prune.callbacks.base import pruning_callbacks
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.callbacks.refusals import refuse_orphans
-from pl_prune.core.loss import batch_size
+from pl_prune.core.batch import batch_size
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select

@@ -7,9 +7,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from pl_prune.core.persample import cut
+from pl_prune.core.batch import batch_size, cut
 from pl_prune.core.types import PruneError
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
@@ -94,9 +93,10 @@ def class_logits(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """
     advice = "Use SNIP, GradNorm or a Fisher criterion, or GraSP or Hutchinson with temperature=1.0, which need the loss alone."
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+        parts = ", ".join(type(part).__name__ for part in batch) if isinstance(batch, (tuple, list)) else ""
         raise PruneError(
             "Expected batches of (inputs, labels), since this criterion needs logits; "
-            f"found {type(batch).__name__}. {advice}"
+            f"found {type(batch).__name__}{f' of {parts}' if parts else ''}. {advice}"
         )
     inputs, labels = batch[0], batch[1]
     try:
@@ -113,24 +113,3 @@ def class_logits(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
             f"Expected logits (N, C) and integer labels (N,); found {found} and {tuple(labels.shape)} {labels.dtype}. {advice}"
         )
     return logits, labels
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of samples of a batch: the first dimension of its first tensor.
-
-    Args:
-        batch: Tensors in any nesting of tuples, lists and dicts.
-
-    Returns:
-        The number of samples.
-
-    Raises:
-        PruneError: If no tensor has a dimension.
-    """
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return leaf.shape[0]
-    raise PruneError(
-        f"Expected a batch that holds a tensor whose first dimension counts samples; found {type(batch).__name__}. "
-        "Pass batches of tensors."
-    )

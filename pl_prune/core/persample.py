@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils._pytree import tree_map
 
+from pl_prune.core.batch import cut
 from pl_prune.core.graph import uses
 from pl_prune.core.select import is_layer
 from pl_prune.core.types import Params, score_dtype
@@ -36,7 +36,10 @@ def squared_sums(
     Returns:
         Sums in the order of `params`.
     """
-    fast = _from_hooks(model, params, loss, batch, size)
+    try:
+        fast = _from_hooks(model, params, loss, batch, size)
+    except RuntimeError:  # a layer that does more than its class, such as to pad its input itself
+        fast = None
     if fast is not None:
         return fast
     total = [torch.zeros_like(p, dtype=score_dtype(p)) for p in params.values()]
@@ -46,37 +49,6 @@ def squared_sums(
             if grad is not None:
                 sum_.add_(grad.to(sum_.dtype).square())
     return total
-
-
-def cut(batch: Any, size: int, start: int, stop: int) -> Any:
-    """Cut samples out of a batch.
-
-    Args:
-        batch: Tensors in any nesting.
-        size: Number of samples.
-        start: First sample.
-        stop: One past the last sample.
-
-    Returns:
-        A batch in which every tensor whose first dimension counted samples has `stop - start`.
-    """
-    return pick(batch, size, torch.arange(start, min(stop, size)))
-
-
-def pick(batch: Any, size: int, samples: Tensor) -> Any:
-    """Pick samples out of a batch.
-
-    Args:
-        batch: Tensors in any nesting.
-        size: Number of samples.
-        samples: Their places (n,).
-
-    Returns:
-        A batch in which every tensor whose first dimension counted samples has n.
-    """
-    return tree_map(
-        lambda x: x[samples.to(x.device)] if isinstance(x, Tensor) and x.ndim and x.shape[0] == size else x, batch
-    )
 
 
 def _from_hooks(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pl_prune.core import sync
+from pl_prune.core.batch import batch_size
 from pl_prune.core.hessian import hessian_products
-from pl_prune.core.loss import Loss, batch_size, check_separable, checked_loss, class_logits
+from pl_prune.core.loss import Loss, check_separable, checked_loss, class_logits
 from pl_prune.core.persample import squared_sums
 from pl_prune.core.types import Params, PruneError, Scores, score_dtype
 

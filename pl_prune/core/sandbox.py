@@ -63,6 +63,31 @@ def untouched(model: nn.Module, train: bool = False, seed: int = 0) -> Iterator[
                 thaw_grad()
 
 
+def attributes_of(model: nn.Module) -> Callable[[], None]:
+    """Note what a module's attributes are bound to, so that no batch sees what another one left there (a hidden state).
+
+    Args:
+        model: The module.
+
+    Returns:
+        A function that binds them again; functions among them stay as they are.
+    """
+    before = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
+
+    def again() -> None:
+        for now, then in before:
+            for name, value in list(now.items()):
+                if callable(value) or value is then.get(name, now):
+                    continue
+                if name in then:
+                    now[name] = then[name]
+                else:
+                    del now[name]
+            now.update((name, value) for name, value in then.items() if name not in now)
+
+    return again
+
+
 @contextmanager
 def _random_state(seed: int) -> Iterator[None]:
     numpy = sys.modules.get("numpy")

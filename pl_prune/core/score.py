@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pl_prune.core import sync
+from pl_prune.core.batch import cut
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.loss import Loss
-from pl_prune.core.persample import cut
 from pl_prune.core.probe import Probe
-from pl_prune.core.sandbox import untouched
+from pl_prune.core.sandbox import attributes_of, untouched
 from pl_prune.core.select import Select
 from pl_prune.core.types import Params, PruneError, Scores, check_scores, check_type
 
@@ -87,11 +87,18 @@ def score(
                     f"Expected batches and a loss function, which {type(one).__name__} needs; "
                     f"found {len(data)} batches and loss_fn={loss_fn!r}. Pass both."
                 )
-        run = (lambda: loss_fn(model, _first_two(data[0]))) if loss_fn is not None and data else None
+        loss, again = loss_fn, attributes_of(model)
+        if loss_fn is not None:
+
+            def loss(model: nn.Module, batch: Any) -> Tensor:
+                again()
+                return loss_fn(model, batch)
+
+        run = (lambda: loss(model, _first_two(data[0]))) if loss is not None and data else None
         params = select(model, run)
         for p in params.values():
             p.requires_grad_()  # `untouched` takes it back from those that are frozen
-        probe = Probe(model, params, loss_fn, data)
+        probe = Probe(model, params, loss, data)
         scores, error = [], None
         try:
             scores = [run_criterion(one, probe) for one in criteria]

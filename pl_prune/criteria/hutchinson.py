@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pl_prune.core.batch import cut
 from pl_prune.core.criterion import Criterion
-from pl_prune.core.persample import cut
 from pl_prune.core.probe import Probe
 from pl_prune.core.types import Scores, check_count, check_positive
 from pl_prune.criteria.fisher import TaylorSign, taylor

@@ -15,6 +15,10 @@ from pl_prune.core.neutral import neutral_norms
 from pl_prune.core.probe import Probe
 from pl_prune.core.types import PruneError, Scores, check_count
 
+_ADVICE = (
+    "SynFlow is not defined for this network's activations (sigmoid, GELU, softmax, attention): use another criterion."
+)
+
 
 @dataclass(frozen=True)
 class SynFlow(Criterion):
@@ -96,14 +100,19 @@ class SynFlow(Criterion):
         if abs(twice - 2 * once) > 1e-6 * abs(twice):
             raise PruneError(
                 f"Expected a flow that doubles with its input, as with ReLU and no softmax; found {twice:.6g} for twice the "
-                f"input of {once:.6g}. "
-                "SynFlow is not defined for this network's activations (sigmoid, GELU, attention): use another criterion."
+                f"input of {once:.6g}. {_ADVICE}"
             )
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-        return {
+        scores = {
             name: torch.zeros_like(w) if g is None else w.detach() * g
             for (name, w), g in zip(leaves.items(), grads, strict=True)
         }
+        negative = [name for name, score in scores.items() if float(score.min()) < -1e-6 * float(score.abs().max())]
+        if negative:
+            raise PruneError(
+                f"Expected a flow that grows with every weight; found one that shrinks with weights of {negative[0]}. {_ADVICE}"
+            )
+        return scores
 
     def _ones(self, probe: Probe) -> Tensor:
         if not probe.batches:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import TinyModule, tiny_data, tiny_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
+from refusal import expect_refusal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -131,3 +132,12 @@ def test_coupled_losses_are_found_beyond_the_first_two_samples():
     weighted = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], weight=torch.tensor([1.0, 1.0, 20.0]))  # noqa: E731
     with pytest.raises(plp.PruneError, match="mean of its samples' losses"):
         plp.score(model, plp.FisherDiagonal(), [(torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]))], weighted)
+
+
+def test_a_step_that_fails_while_scoring_is_named(fit):
+    class TrainsOnly(TinyModule):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) if self.training else sum([batch[1]].values())
+
+    with expect_refusal("TrainsOnly.training_step", "'list' object has no attribute 'values'", "scoring_step"):
+        fit(plp.PruneAtInit(), module=TrainsOnly())

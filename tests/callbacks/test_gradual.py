@@ -269,6 +269,10 @@ def test_the_steps_of_a_tuner_do_not_count(fit, first):
             return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
 
     schedule = plp.Linear(final=0.8, start=1, end=6, every=2)
-    pruner, finder, watch = plp.GradualPruning(schedule=schedule), LearningRateFinder(num_training_steps=8), Sparsities()
+    pruner, finder, watch = (
+        plp.GradualPruning(schedule=schedule),
+        LearningRateFinder(num_training_steps=8),
+        Sparsities(),
+    )
     fit(*([pruner, finder] if first else [finder, pruner]), watch, module=Tunable())
     assert watch.found == [round(schedule.sparsity(step) * 1800) / 1800 for step in range(8)]

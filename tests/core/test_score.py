@@ -112,3 +112,44 @@ def test_weights_that_are_not_finite():
         model[0].weight[1, 2] = torch.inf
     with expect_refusal("finite scores", "0.weight", "weights that are not finite"):
         plp.score(model, plp.Magnitude())
+
+
+class Padded(nn.Conv2d):
+    """Pads its input itself, as some networks ported from other frameworks do."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
+
+
+def test_fisher_of_layers_that_do_more_than_their_class():
+    torch.manual_seed(0)
+    net = nn.Sequential(Padded(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).double()
+    x, y = torch.randn(4, 3, 4, 4, dtype=torch.float64), torch.arange(4)
+    loss = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])  # noqa: E731
+    alone = [torch.autograd.grad(loss(net, (x[i : i + 1], y[i : i + 1])), net[0].weight)[0] ** 2 for i in range(4)]
+    found = plp.score(net, plp.FisherDiagonal(), [(x, y)], loss)
+    torch.testing.assert_close(found["0.weight"], sum(alone) / 4)
+
+
+class Remembering(nn.Module):
+    """Carries a hidden state from batch to batch, and counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.hidden, self.calls = nn.Linear(4, 4), nn.Linear(4, 2), None, 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.hidden = torch.tanh(self.body(x)) + (0 if self.hidden is None else self.hidden)
+        return self.head(self.hidden)
+
+
+def test_no_batch_sees_what_another_left_in_the_module():
+    torch.manual_seed(0)
+    net, x, y = Remembering().double(), torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 2
+    loss = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])  # noqa: E731
+    whole = plp.score(net, plp.SNIP(), [(x, y)], loss)
+    parts = plp.score(net, plp.SNIP(), [(x[:2], y[:2]), (x[2:], y[2:])], loss)
+    torch.testing.assert_close(whole, parts)
+    assert net.hidden is None
+    assert net.calls == 0

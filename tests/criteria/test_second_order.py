@@ -542,3 +542,19 @@ def checkpointed_attention(checkpoint: bool) -> nn.Module:
 def test_checkpointed_attention_is_differentiated_twice():
     expected = score(checkpointed_attention(False), plp.HutchinsonDiagonal())
     torch.testing.assert_close(score(checkpointed_attention(True), plp.HutchinsonDiagonal()), expected)
+
+
+def test_synflow_refuses_a_flow_that_shrinks_with_a_weight():
+    class Saturated(nn.Module):
+        """Doubles with its input, and yet is no flow."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(2 * self.a(x) - self.b(x))
+
+    batch = (torch.ones(2, 3), torch.arange(2))
+    with expect_refusal("grows with every weight", "b.weight"):
+        plp.score(Saturated(), plp.SynFlow(), [batch], None)
