@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pl_prune.callbacks.dense import Dense as Dense
     from pl_prune.callbacks.gradual import GradualPruning as GradualPruning
     from pl_prune.callbacks.prune_at_init import PruneAtInit as PruneAtInit
+    from pl_prune.callbacks.record import RunRecord as RunRecord
     from pl_prune.callbacks.report import SparsityReport as SparsityReport
     from pl_prune.cli import PruneCLI as PruneCLI
     from pl_prune.core.allocate import ERK as ERK
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from pl_prune.criteria.random import Random as Random
     from pl_prune.criteria.synflow import SynFlow as SynFlow
     from pl_prune.optim.attach import attach_masks as attach_masks
+    from pl_prune.runs.folder import RunFolder as RunFolder
 
 __version__ = "0.1.0"
 
@@ -54,6 +56,7 @@ _HOMES = {
     "callbacks.dense": ["Dense"],
     "callbacks.gradual": ["GradualPruning"],
     "callbacks.prune_at_init": ["PruneAtInit"],
+    "callbacks.record": ["RunRecord"],
     "callbacks.report": ["SparsityReport"],
     "cli": ["PruneCLI"],
     "core.allocate": ["Allocation", "Global", "Layerwise", "ERK"],
@@ -73,6 +76,7 @@ _HOMES = {
     "criteria.random": ["Random"],
     "criteria.synflow": ["SynFlow"],
     "optim.attach": ["attach_masks"],
+    "runs.folder": ["RunFolder"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted([*_HOME, "__version__"])

@@ -18,12 +18,14 @@ training commands (all the options of LightningCLI, and --prune):
 pruning commands:
   inspect     score as `fit` would, print the layer table and the collapse report, train nothing
   compare     set finished runs side by side: pl-prune compare RUN_FOLDER RUN_FOLDER ...
+  study       run a grid of trainings, each once, on any number of processes, and print its table
   criteria    list the criteria: what each needs, uses and costs
 
 examples:
   pl-prune fit --config recipes/quickstart.yaml
   pl-prune fit --config recipes/quickstart.yaml --prune.sparsity=0.95 --prune.criterion=GradNorm
   pl-prune inspect --config recipes/quickstart.yaml --prune.sparsity=0.99
+  pl-prune study --config recipes/studies/digits.yaml --workers 2
 
 `pl-prune COMMAND --help` lists the options of a command.
 """
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _compare(rest)
     if command == "criteria":
         return _criteria()
-    if command not in (*TRAINER_COMMANDS, "inspect"):
+    if command not in (*TRAINER_COMMANDS, "inspect", "study"):
         sys.stderr.write(f"pl-prune: expected a command, found {command!r}. `pl-prune --help` lists them.\n")
         return 2
 
@@ -70,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
+        if command == "study":
+            from pl_prune.commands import study
+
+            return study(rest)
         if command == "inspect":
             cli.Inspect(args=["fit", *rest])
         else:

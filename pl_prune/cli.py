@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
+from contextlib import redirect_stderr
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import pl_prune
 from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.gradual import GradualPruning
-from pl_prune.callbacks.report import make_report
+from pl_prune.callbacks.record import RunRecord
+from pl_prune.callbacks.report import SparsityReport, make_report
 from pl_prune.core.files import load_weights
 from pl_prune.core.select import Select
 from pl_prune.core.types import PruneError
+from pl_prune.runs.folder import RunFolder
+from pl_prune.runs.plan import Spec
 
 
 class PruneCLI(LightningCLI):
@@ -58,7 +65,10 @@ class PruneCLI(LightningCLI):
             load_weights(self.model, weights)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        return super()._instantiate_trainer(config, [cb for cb in callbacks if cb is not None])  # `--prune=null`
+        callbacks = [cb for cb in callbacks if cb is not None]  # `--prune=null`
+        return super()._instantiate_trainer(
+            config, [*callbacks, RunRecord()] if self.subcommand == "fit" else callbacks
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys `prune` and `weights`.
@@ -96,6 +106,54 @@ class Inspect(PruneCLI):
         self.trainer.fit_loop.epoch_loop.max_steps = 0
         self.trainer.num_sanity_val_steps = 0
         self.trainer.fit(model, **kwargs)
+
+
+class StudyRun(PruneCLI):
+    """One run of a study: quiet, resumable, and reported."""
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        trainer = super()._instantiate_trainer(config, callbacks)
+        present: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(cb, SparsityReport) for cb in present):
+            present.append(SparsityReport())
+        if not any(isinstance(cb, ModelCheckpoint) and cb.save_last for cb in present):
+            present.append(ModelCheckpoint(save_last=True))  # checkpoint callbacks come last
+        return trainer
+
+    @classmethod
+    def train(cls, spec: Spec, run: RunFolder) -> None:
+        """Train a run to its end, from its last checkpoint where there is one.
+
+        Args:
+            spec: What to run.
+            run: Its folder.
+
+        Raises:
+            PruneError: If the configuration cannot be parsed.
+        """
+        run.path.mkdir(parents=True, exist_ok=True)
+        values = {
+            **spec.values,
+            "trainer.logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": str(run.path.parent), "name": "", "version": run.path.name},
+            },
+            "trainer.enable_progress_bar": False,
+            "trainer.enable_model_summary": False,
+        }
+        settings = run.path / "settings.json"
+        settings.write_text(json.dumps(values, indent=1))
+        words = [word for file in (*spec.config, str(settings)) for word in ("--config", file)]
+        resume = ["--ckpt_path", str(run.checkpoint)] if run.checkpoint else []
+        said = io.StringIO()
+        try:
+            with redirect_stderr(said):
+                cls(args=["fit", *words, *resume])
+        except SystemExit as error:
+            last = said.getvalue().strip().splitlines()[-1:]
+            raise PruneError(
+                f"Expected settings that `pl-prune fit` takes for {spec.key!r}; found {''.join(last)!r}. Try `pl-prune fit`."
+            ) from error
 
 
 class _ShowReport(Callback):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -36,6 +38,7 @@ class PruningCallback(Callback, ABC):
 
     Attributes:
         masks: The masks in force; None before they are made.
+        pruning_seconds: Time spent on making them.
     """
 
     def __init__(self, select: Select | None, samples: Samples, name: str | None = None) -> None:
@@ -43,6 +46,7 @@ class PruningCallback(Callback, ABC):
         self.samples = samples
         self.name = name
         self.masks: MaskSet | None = None
+        self.pruning_seconds = 0.0
         self._restored = False
         self._restored_method = ""
         self._stage = "fit"
@@ -117,7 +121,9 @@ class PruningCallback(Callback, ABC):
             )
         same_model = self._model is not None and self._model() is pl_module
         if self.masks is None or not (self._restored or same_model):
-            self.masks = self.make_masks(self._bridge)
+            self.pruning_seconds = 0.0
+            with self.timed():
+                self.masks = self.make_masks(self._bridge)
         sync.check_same(self.masks)
         self._model = weakref.ref(pl_module)
         self._put_in_force(self._bridge, self.masks, fresh=not self._restored)
@@ -166,7 +172,24 @@ class PruningCallback(Callback, ABC):
         """
         if self.masks is None:
             return {}
-        return {MARK: 1, "method": self.method, "masks": _renamed(self.masks, plain).state_dict(), **self.progress()}
+        return {
+            MARK: 1,
+            "method": self.method,
+            "masks": _renamed(self.masks, plain).state_dict(),
+            "pruning_seconds": self.pruning_seconds,
+            **self.progress(),
+        }
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time that the body takes to `pruning_seconds`.
+
+        Yields:
+            None.
+        """
+        start = perf_counter()
+        yield
+        self.pruning_seconds += perf_counter() - start
 
     def progress(self) -> dict[str, Any]:
         """Return what a resume needs beside the masks.
@@ -202,6 +225,7 @@ class PruningCallback(Callback, ABC):
             )
         self.masks = MaskSet.from_state_dict(state_dict["masks"])
         try:
+            self.pruning_seconds = float(state_dict.get("pruning_seconds", 0.0))
             self.resume(state_dict)
         except (KeyError, TypeError, ValueError) as error:
             raise PruneError(

@@ -217,7 +217,8 @@ class GradualPruning(PruningCallback):
         target = self.schedule.sparsity(self._steps)
         if total - prune_count(target, total) >= sum(kept for kept, _ in masks.counts().values()):
             return
-        new, _ = bridge.prune(self.criterion, self.allocation, target, within=masks)
+        with self.timed():
+            new, _ = bridge.prune(self.criterion, self.allocation, target, within=masks)
         emptied = [name for name, (kept, _) in new.counts().items() if not kept and masks.counts()[name][0]]
         if emptied:
             rank_zero_warn(

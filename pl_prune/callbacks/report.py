@@ -83,15 +83,22 @@ class SparsityReport(Callback):
         if report.sparsity != self._shown:
             rank_zero_info("\n" + report.text())
         if trainer.is_global_zero:
-            folder = Path(self.folder) if self.folder else _run_folder(trainer)
+            folder = Path(self.folder) if self.folder else run_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / "report.json.part"
             part.write_text(json.dumps(report.to_dict(), indent=1))
             part.replace(folder / "report.json")
 
 
-def _run_folder(trainer: Trainer) -> Path:
-    """The run's own folder, by the rule by which `ModelCheckpoint` finds it; loggers' `log_dir` may be shared by runs."""
+def run_folder(trainer: Trainer) -> Path:
+    """Return the run's own folder, by the rule by which `ModelCheckpoint` finds it; loggers' `log_dir` may be shared by runs.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        `save_dir/name/version` of its logger, or its root folder without one.
+    """
     logger = trainer.logger
     if logger is None:
         return Path(trainer.default_root_dir)

@@ -1,0 +1,155 @@
+"""`RunRecord`: a fit whose folder says what was run, what came of it, and whether it was finished."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pl_prune.callbacks.base import pruning_callbacks
+from pl_prune.callbacks.report import run_folder
+from pl_prune.core import sync
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.types import PruneError
+from pl_prune.runs.folder import RunFolder
+
+
+class RunRecord(Callback):
+    """Write a run's environment, metrics, masks and result into its folder, and never over a finished run.
+
+    The folder is the logger's own (`save_dir/name/version`). Without a logger, and in `fast_dev_run`, nothing is written.
+    `pl-prune fit` adds this callback.
+    """
+
+    def __init__(self) -> None:
+        self._run: RunFolder | None = None
+        self._open = ExitStack()
+        self._start = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the folder.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: fit, validate, test or predict.
+        """
+        if stage != "fit" or trainer.logger is None or trainer.fast_dev_run:
+            return
+        error = None
+        try:
+            if trainer.is_global_zero:
+                self._take(RunFolder(run_folder(trainer)))
+        except PruneError as caught:
+            error = caught
+        sync.agree(error)
+
+    def _take(self, run: RunFolder) -> None:
+        if run.finished:
+            raise PruneError(
+                f"Expected a folder without a finished run; found one in {str(run.path)!r}. Choose another (logger.init_args.version, "
+                "say), or delete it."
+            )
+        self._open.enter_context(run.locked())
+        self._run = run
+        self._start = perf_counter()
+        _forget_peak()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the environment.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self._run is not None:
+            self._run.begin(trainer.global_step)
+            self._start -= sum(record["seconds"] for record in self._run.metrics()[-1:])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Append the epoch's metrics.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self._run is not None:
+            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+            progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            self._run.log({**progress, "seconds": round(perf_counter() - self._start, 3), **metrics})
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the masks and the result.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self._run is None:
+            return
+        pruning = [cb for cb in pruning_callbacks(trainer) if cb.masks is not None]
+        masks = MaskSet({})
+        for callback in pruning:
+            assert callback.masks is not None
+            masks = masks.intersect(callback.masks)
+        result = {
+            "method": "; ".join(cb.method for cb in pruning) or "dense",
+            "sparsity": masks.sparsity(),
+            "masks": masks.digest() if masks else None,
+            "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+            "seconds": round(perf_counter() - self._start, 3),
+            "pruning_seconds": round(sum(cb.pruning_seconds for cb in pruning), 3),
+            "peak_bytes": _peak(),
+        }
+        self._run.finish(result, masks)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the folder go.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            exception: What was raised.
+        """
+        self._let_go()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the folder go.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: fit, validate, test or predict.
+        """
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._open.close()
+        self._run = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": ExitStack(), "_run": None}
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+
+
+def _peak() -> int | None:
+    """Return the peak of memory: allocated on the GPU, or resident, where the system says so."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)

@@ -1,0 +1,111 @@
+"""The commands of `pl-prune` that are not LightningCLI's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pl_prune.core.types import PruneError
+
+
+def study(argv: Sequence[str]) -> int:
+    """Run the runs of a study that are not done, and print its table.
+
+    Args:
+        argv: Arguments after `study`.
+
+    Returns:
+        Exit status: 0; 1 if a run failed or is left.
+
+    Raises:
+        PruneError: If the study file or the database cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        "pl-prune study", description="Run a grid of trainings, each once, and set them side by side."
+    )
+    parser.add_argument("--config", required=True, help="the study file")
+    parser.add_argument("--folder", help="where runs, database and results go; default: studies/NAME")
+    parser.add_argument("--storage", help="URL of a database, for several machines; default: a file in the folder")
+    parser.add_argument("--workers", type=int, default=1, help="processes on this machine (default 1)")
+    parser.add_argument(
+        "--as-sweep", action="store_true", help="print the same grid as a wandb sweep file, and run nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+
+    from pl_prune.runs.plan import Plan
+
+    plan = Plan.load(options.config)
+    if options.as_sweep:
+        import yaml
+
+        sys.stdout.write(yaml.safe_dump(plan.sweep(), sort_keys=False))
+        return 0
+    if options.workers < 1:
+        raise PruneError(f"Expected --workers of 1 or more; found {options.workers}. Leave it out for one.")
+
+    from pl_prune.runs.study import Study
+
+    folder = Path(options.folder or Path("studies") / plan.name)
+    work = Study(plan, folder, options.storage)
+    if options.workers == 1:
+        _work(work)
+    else:
+        _start_workers(options.workers, argv)
+    if options.worker:
+        return 0
+    work.wait(_say)
+    failures = work.failures()
+    if options.json:
+        sys.stdout.write(
+            json.dumps({"name": plan.name, "metric": plan.metric, "results": work.results(), "failures": failures})
+            + "\n"
+        )
+    else:
+        _show(work, failures)
+    left = len(work.specs) - len(work.results())
+    return 1 if left else 0
+
+
+def _work(work: Any) -> None:
+    from pl_prune.cli import StudyRun
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    work.work(StudyRun.train, _say)
+
+
+def _start_workers(count: int, argv: Sequence[str]) -> None:
+    """Start processes that share the machine's cores, and wait for them."""
+    threads = max(1, (os.cpu_count() or 1) // count)
+    env = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    command = [sys.executable, "-m", "pl_prune", "study", *argv, "--workers=1", "--worker"]
+    processes = [subprocess.Popen(command, env=env) for _ in range(count)]
+    for process in processes:
+        process.wait()
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"pl-prune study: {line}\n")
+    sys.stderr.flush()
+
+
+def _show(work: Any, failures: dict[str, str]) -> None:
+    from pl_prune.report.study import study_table
+
+    results = work.results()
+    if results:
+        sys.stdout.write(study_table(results, work.plan.metric, work.plan.direction) + "\n")
+    for key, error in failures.items():
+        sys.stdout.write(f"failed: {key}: {error}\n")
+    left = len(work.specs) - len(results) - len(failures)
+    if left:
+        sys.stdout.write(f"{left} of {len(work.specs)} runs are left: run the same command again\n")
