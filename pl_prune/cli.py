@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
+import warnings
 from contextlib import redirect_stderr
 from typing import Any
 
@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import pl_prune
 from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.gradual import GradualPruning
-from pl_prune.callbacks.record import RunRecord
+from pl_prune.callbacks.record import RunRecord, refuse_finished
 from pl_prune.callbacks.report import SparsityReport, make_report
 from pl_prune.core.files import load_weights
 from pl_prune.core.select import Select
@@ -69,6 +69,10 @@ class PruneCLI(LightningCLI):
         return super()._instantiate_trainer(
             config, [*callbacks, RunRecord()] if self.subcommand == "fit" else callbacks
         )
+
+    def before_fit(self) -> None:
+        """Refuse a finished run's folder before a logger opens it, which would empty its files."""
+        refuse_finished(self.trainer)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys `prune` and `weights`.
@@ -145,12 +149,14 @@ class StudyRun(PruneCLI):
         settings.write_text(json.dumps(values, indent=1))
         words = [word for file in (*spec.config, str(settings)) for word in ("--config", file)]
         resume = ["--ckpt_path", str(run.checkpoint)] if run.checkpoint else []
-        said = io.StringIO()
+        log = run.path / "log.txt"
         try:
-            with redirect_stderr(said):
+            with log.open("a") as said, redirect_stderr(said), warnings.catch_warnings():
+                for known in ("Experiment logs directory", "Checkpoint directory", "The dirpath has changed"):
+                    warnings.filterwarnings("ignore", known)  # the folder is this run's own
                 cls(args=["fit", *words, *resume])
         except SystemExit as error:
-            last = said.getvalue().strip().splitlines()[-1:]
+            last = log.read_text().strip().splitlines()[-1:]
             raise PruneError(
                 f"Expected settings that `pl-prune fit` takes for {spec.key!r}; found {''.join(last)!r}. Try `pl-prune fit`."
             ) from error

@@ -44,17 +44,13 @@ class RunRecord(Callback):
         error = None
         try:
             if trainer.is_global_zero:
+                refuse_finished(trainer)
                 self._take(RunFolder(run_folder(trainer)))
         except PruneError as caught:
             error = caught
         sync.agree(error)
 
     def _take(self, run: RunFolder) -> None:
-        if run.finished:
-            raise PruneError(
-                f"Expected a folder without a finished run; found one in {str(run.path)!r}. Choose another (logger.init_args.version, "
-                "say), or delete it."
-            )
         self._open.enter_context(run.locked())
         self._run = run
         self._start = perf_counter()
@@ -137,6 +133,25 @@ class RunRecord(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": ExitStack(), "_run": None}
+
+
+def refuse_finished(trainer: Trainer) -> None:
+    """Raise if a fit would write over a finished run.
+
+    Args:
+        trainer: A trainer about to fit.
+
+    Raises:
+        PruneError: If its folder holds one.
+    """
+    if trainer.logger is None or trainer.fast_dev_run:
+        return
+    run = RunFolder(run_folder(trainer))
+    if run.finished:
+        raise PruneError(
+            f"Expected a folder without a finished run; found one in {str(run.path)!r}. "
+            "Choose another (trainer.logger.init_args.version, say), or delete it."
+        )
 
 
 def _forget_peak() -> None:

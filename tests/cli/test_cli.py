@@ -17,10 +17,11 @@ from pl_prune.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
-OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS = (
-    [p for p in FILES if p.parent.name == kind] for kind in ("loggers", "sweeps", "pai", "gradual", "settings")
+OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES = (
+    [p for p in FILES if p.parent.name == kind]
+    for kind in ("loggers", "sweeps", "pai", "gradual", "settings", "studies")
 )
-RECIPES = [p for p in FILES if p not in OVERLAYS + SWEEPS + CRITERIA + GRADUAL + SETTINGS]
+RECIPES = [p for p in FILES if p not in OVERLAYS + SWEEPS + CRITERIA + GRADUAL + SETTINGS + STUDIES]
 DIGITS = ROOT / "recipes" / "settings" / "convnet_digits.yaml"
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -38,7 +39,7 @@ def run(*argv: str) -> int:
 
 def test_every_recipe_is_found():
     assert [p.relative_to(ROOT).as_posix() for p in RECIPES] == ["recipes/quickstart.yaml"]
-    assert (len(OVERLAYS), len(SWEEPS), len(CRITERIA), len(GRADUAL), len(SETTINGS)) == (1, 3, 16, 2, 10)
+    assert [len(kind) for kind in (OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES)] == [1, 3, 16, 2, 10, 1]
 
 
 def test_every_criterion_has_a_recipe():
@@ -141,10 +142,14 @@ def test_print_config_parses_to_itself(recipe, capsys, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Experiment logs directory", "ignore:Checkpoint directory")
-def test_fit_twice_and_compare(capsys):
+def test_a_finished_run_is_not_overwritten_and_runs_are_compared(capfd):
+    capsys = capfd
     arguments = ["--config", QUICKSTART, "--trainer.max_epochs=1", *QUIET]
-    for _ in range(2):
-        assert run("fit", *arguments) == 0
+    assert run("fit", *arguments) == 0
+    before = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}
+    assert run("fit", *arguments, "--prune.sparsity=0.5") == 2
+    assert "found one in 'runs/quickstart/snip'" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == before
     assert run("fit", *arguments, "--prune=Dense", "--trainer.logger.init_args.version=dense") == 0
     capsys.readouterr()
     assert run("compare", "runs/quickstart/snip", "runs/quickstart/dense") == 0
@@ -181,10 +186,12 @@ def test_pruning_after_training_starts_from_weights_alone():
     bare = {name.removeprefix("network."): t for name, t in trained.items() if name.startswith("network.")}
     torch.save(bare, "bare.pt")
     save_file(bare, "bare.safetensors")
-    for weights in (CHECKPOINT, "bare.pt", "bare.safetensors"):
+    for number, weights in enumerate((CHECKPOINT, "bare.pt", "bare.safetensors")):
         still = ["--optimizer.lr=0", "--trainer.max_epochs=1", "--prune.criterion=Magnitude", f"--weights={weights}"]
-        assert run("fit", "--config", QUICKSTART, *QUIET, *still) == 0
-        after = torch.load("runs/quickstart/snip/checkpoints/last.ckpt", weights_only=True)
+        assert (
+            run("fit", "--config", QUICKSTART, *QUIET, *still, f"--trainer.logger.init_args.version=run{number}") == 0
+        )
+        after = torch.load(f"runs/quickstart/run{number}/checkpoints/last.ckpt", weights_only=True)
         assert after["epoch"] == 0
         assert after["global_step"] == 20
         masks = MaskSet.from_state_dict(after["callbacks"]["PruneAtInit"]["masks"])

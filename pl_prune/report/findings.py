@@ -1,0 +1,206 @@
+"""What a study found, in words that its numbers decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+
+from pl_prune.report.reading import Group, Study, spread
+from pl_prune.report.study import winners
+
+_FAILED = 0.5
+"""A row that keeps at most this part of the dense metric counts as failed: it is near what an untrained network has."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one point of the grid says.
+
+    Args:
+        point: In words.
+        winner: Row that is better than all others beyond their intervals; None where there is none.
+        words: One sentence that says so and why.
+    """
+
+    point: str
+    winner: str | None
+    words: str
+
+
+def failed(study: Study, group: Group) -> bool:
+    """Say whether a row is at the level of a network that has learnt nothing, as far as the dense row can tell.
+
+    Args:
+        study: The study, with a dense row and a metric that is to be maximized; else nothing is known.
+        group: The row at a point.
+
+    Returns:
+        Whether it keeps at most half of the dense metric.
+    """
+    dense = study.dense
+    if dense is None or not dense.finite or study.direction != "maximize" or group is dense:
+        return False
+    reference = mean(dense.cell.last)
+    return group.finite and reference > 0 and mean(group.cell.last) <= _FAILED * reference
+
+
+def verdicts(study: Study) -> list[Verdict]:
+    """Judge every point of the grid.
+
+    Args:
+        study: The study.
+
+    Returns:
+        One verdict for each point.
+    """
+    return [_judge(study, study.label(p), study.at(p)) for p in study.points if p or not study.keys]
+
+
+def best(study: Study) -> list[Group]:
+    """Return the rows that won.
+
+    Args:
+        study: The study.
+
+    Returns:
+        At most one for each point.
+    """
+    found = [_winner(study, study.at(p)) for p in study.points if p or not study.keys]
+    return [group for group in found if group is not None]
+
+
+def _winner(study: Study, groups: Sequence[Group]) -> Group | None:
+    rivals = [g for g in groups if g.finite]
+    if any(len(g.runs) < 2 for g in rivals):  # a single seed has no interval
+        return None
+    copies = [replace(g.cell, settings=g.cell.settings or {"point": "only"}) for g in rivals]
+    won = winners(copies, study.direction)
+    return rivals[copies.index(won[0])] if won else None
+
+
+def _judge(study: Study, point: str, groups: Sequence[Group]) -> Verdict:
+    sign = 1 if study.direction == "maximize" else -1
+    rivals = sorted((g for g in groups if g.finite), key=lambda g: -sign * mean(g.cell.last))
+    lost = [g.cell.row for g in groups if not g.finite]
+    tail = f" {_and(lost)} ended in a number that is not finite." if lost else ""
+    if len(rivals) < 2:
+        words = f"there is nothing to compare{f' {rivals[0].cell.row} with' if rivals else ''}, so nobody won."
+        return Verdict(point, None, f"At {point}, {words}{tail}")
+    first, second = rivals[:2]
+    won = _winner(study, rivals)
+    end = "highest" if sign > 0 else "lowest"
+    if won is not None:
+        words = (
+            f"{won.cell.row} won: its {study.metric} of {number(won)} is better than that of every other row beyond one "
+            f"standard deviation of each; the next is {second.cell.row} with {number(second)}."
+        )
+        return Verdict(point, won.cell.row, f"At {point}, {words}{tail}")
+    single = [g.cell.row for g in rivals if len(g.runs) < 2]
+    if single:
+        who = "with a single seed each" if len(single) == len(rivals) else f"with a single seed of {_and(single)}"
+        words = (
+            f"nobody won: {first.cell.row} has the {end} {study.metric} ({number(first)}), but {who} there is no interval "
+            "to compare."
+        )
+    else:
+        near = [g for g in rivals[1:] if _meet(first, g)]
+        others = _and([f"{g.cell.row} ({number(g)})" for g in near])
+        words = (
+            f"nobody won: {first.cell.row} has the {end} mean {study.metric} ({number(first)}), but its interval overlaps "
+            f"with that of {others}."
+        )
+    return Verdict(point, None, f"At {point}, {words}{tail}")
+
+
+def _meet(one: Group, other: Group) -> bool:
+    (a, b), (c, d) = one.cell.interval(), other.cell.interval()
+    return a <= d and c <= b
+
+
+def summary(study: Study, found: Sequence[Verdict]) -> str:
+    """Say in two or three sentences what the study is and who won where.
+
+    Args:
+        study: The study.
+        found: Its verdicts.
+
+    Returns:
+        Plain text.
+    """
+    runs = sum(len(g.runs) for g in study.groups)
+    seeds = sorted({len(g.runs) for g in study.groups})
+    many = "a single seed" if seeds == [1] else f"{'-'.join(map(str, (seeds[0], seeds[-1])[: len(seeds)]))} seeds"
+    words = [
+        f"{runs} runs of {len(study.rows)} rows, {many} at each point, compared by {study.metric} after the last epoch."
+    ]
+    named = dict.fromkeys(v.winner for v in found if v.winner)
+    parts = [f"{row} won at {_and([v.point for v in found if v.winner == row])}" for row in named]
+    if none := [v.point for v in found if not v.winner]:
+        parts.append(f"nobody won at {_and(none)}")
+    if parts:
+        text = "; ".join(parts)
+        words.append(f"{text[0].upper() if text.startswith('nobody') else text[0]}{text[1:]}.")
+    if study.dense is not None:
+        words.append(f"Dense, {study.dense.cell.row} has {number(study.dense)}.")
+    return " ".join(words)
+
+
+def collapses(study: Study) -> list[str]:
+    """Name the rows that no longer compute anything useful, and how that shows.
+
+    Args:
+        study: The study.
+
+    Returns:
+        A sentence for each row and point.
+    """
+    found = []
+    for group in study.groups:
+        signs = []
+        empty = [[layer["name"] for layer in run.layers if layer["kept"] == 0] for run in group.runs]
+        if any(empty):
+            names = list(dict.fromkeys(name for layers in empty for name in layers))
+            some = _and(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            signs.append(f"nothing is kept of {some} in {_of(sum(map(bool, empty)), group)}")
+        if cut := sum(run.path is False for run in group.runs):
+            signs.append(f"no path leads from input to output in {_of(cut, group)}")
+        if failed(study, group):
+            signs.append(f"{study.metric} is {number(group)}, at most half of the dense row's, as without training")
+        if not group.finite:
+            signs.append(f"{study.metric} is not a finite number")
+        if signs:
+            found.append(f"{group.cell.row} collapsed at {study.label(group.cell.settings)}: {'; '.join(signs)}.")
+    return found
+
+
+def number(group: Group) -> str:
+    """Return mean and standard deviation of the last values.
+
+    Args:
+        group: The row at a point.
+
+    Returns:
+        "0.9861 ± 0.0039"; only the mean for a single seed.
+    """
+    return text_of(group.cell.last)
+
+
+def text_of(values: Sequence[float]) -> str:
+    """Return mean and standard deviation.
+
+    Args:
+        values: One for each seed.
+
+    Returns:
+        "0.9861 ± 0.0039"; only the mean for a single seed.
+    """
+    return f"{mean(values):.4f} ± {spread(values):.4f}" if len(values) > 1 else f"{mean(values):.4f}"
+
+
+def _of(runs: int, group: Group) -> str:
+    return f"{runs} of {len(group.runs)} runs" if len(group.runs) > 1 else "its run"
+
+
+def _and(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else ""

@@ -1,0 +1,268 @@
+"""Figures of a study's numbers: the metric along the grid, and against what is left to pay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import isfinite, log10
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from pl_prune.report.canvas import INK, PAPER, Picture, draw, legend, legend_height, look
+from pl_prune.report.findings import failed
+from pl_prune.report.reading import Group, Study, abbreviate, spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PANELS = 4
+_PER_CENT = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+
+
+def metric_figures(study: Study) -> list[Picture]:
+    """Draw the metric against the first numeric key of the grid: a figure for each setting of the others.
+
+    Args:
+        study: The study.
+
+    Returns:
+        At most five figures; bars where no key is numeric.
+    """
+    if study.axis is None:
+        return [_bars(study, study.points[:_PANELS])] if study.points else []
+    rest = {json.dumps(other): other for point in study.points if point for other in [_without(point, study.axis)]}
+    figures = []
+    for number, other in enumerate(list(rest.values())[:_PANELS]):
+        where = f" at {study.label(other)}" if other else ""
+        more = (
+            f" {len(rest) - _PANELS} more settings of the other keys are in the table." if len(rest) > _PANELS else ""
+        )
+        figures.append(_lines(study, other, f"metric_{number + 1}", where, more, zoom=False))
+        if number == 0 and _floor(study) is not None:
+            figures.append(_lines(study, other, "metric_near_the_top", where, "", zoom=True))
+    return figures
+
+
+def _without(point: dict[str, Any], axis: str) -> dict[str, Any]:
+    return {key: value for key, value in point.items() if key != axis}
+
+
+def _floor(study: Study) -> tuple[float, float] | None:
+    """Return y limits that leave out what failed; None where nothing did."""
+    low = [g for g in study.groups if g.finite and failed(study, g)]
+    rest = [g for g in study.groups if g.finite and not failed(study, g)]
+    if not low or not rest:
+        return None
+    ends = [end for g in rest for end in g.cell.interval()]
+    margin = 0.08 * (max(ends) - min(ends)) or 0.01
+    return min(ends) - margin, max(ends) + margin
+
+
+def _lines(study: Study, other: dict[str, Any], name: str, where: str, more: str, *, zoom: bool) -> Picture:
+    axis = study.axis or ""
+    short = study.short(axis)
+    chosen = [g for g in study.groups if axis in g.cell.settings and _without(g.cell.settings, axis) == other]
+    outside = [g for g in study.groups if not g.cell.settings and g.finite]
+    values = sorted({g.cell.settings[axis] for g in chosen})
+    as_density = axis.endswith("sparsity") and all(0 <= v < 1 for v in values)
+    rows = list(dict.fromkeys([g.cell.row for g in chosen] + [g.cell.row for g in outside]))
+    labels = [abbreviate(row, 28) for row in rows]
+    several = any(len(g.runs) > 1 for g in chosen)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        handles: dict[str, Any] = {}
+        for group in outside:
+            color = INK if group.dense else look(study.rows.index(group.cell.row))["color"]
+            low, high = group.cell.interval()
+            axes.axhspan(low, high, color=color, alpha=0.15, linewidth=0)
+            handles[group.cell.row] = axes.axhline(mean(group.cell.last), color=color, linewidth=1, dashes=(6, 2))
+        for row in rows:
+            line = [g for g in chosen if g.cell.row == row]
+            if line:
+                line.sort(key=lambda g: g.cell.settings[axis])
+                xs = [g.cell.settings[axis] for g in line]
+                ys = [mean(g.cell.last) for g in line]
+                ends = [(y - spread(g.cell.last), y + spread(g.cell.last)) for g, y in zip(line, ys, strict=True)]
+                style = look(study.rows.index(row))
+                axes.fill_between(xs, *zip(*ends, strict=True), color=style["color"], alpha=0.15, linewidth=0)
+                handles[row] = axes.plot(xs, ys, **style, markeredgecolor=PAPER, markeredgewidth=0.5)[0]
+        if as_density:
+            _density_axis(axes, values)
+        elif len(values) <= 8:
+            axes.set_xticks(values)
+        if zoom and (limits := _floor(study)):
+            axes.set_ylim(limits)
+        axes.set_xlabel(f"{abbreviate(short, 40)}{' (% pruned; log scale of what is kept)' if as_density else ''}")
+        axes.set_ylabel(abbreviate(f"{study.metric}, last epoch", 44))
+        axes.grid(alpha=0.2)
+        legend(figure, axes, [handles[row] for row in rows], labels)
+
+    better = "higher" if study.direction == "maximize" else "lower"
+    band = "bands are ±1 standard deviation over seeds" if several else "a single seed each, so there are no bands"
+    title = f"{study.metric} against {short}{where}{', without what failed' if zoom else ''}"
+    caption = f"Look for lines ({better} is better) whose bands keep apart: {band}; rows outside the grid are horizontal.{more}"
+    return draw(name, title, caption, 2.9 + legend_height(labels), paint)
+
+
+def _density_axis(axes: Axes, values: Sequence[float]) -> None:
+    axes.set_xscale("function", functions=(_minus_log, _unlog))
+    pad = ((values[-1] > values[0]) and 0.04 * (_kept(values[-1]) - _kept(values[0]))) or 0.05
+    axes.set_xlim(1 - 10 ** -(_kept(values[0]) - pad), 1 - 10 ** -(_kept(values[-1]) + pad))
+    ticks = list(values) if len(values) <= 8 else [t for t in _PER_CENT if values[0] <= t <= values[-1]]
+    width = max(_kept(values[-1]) - _kept(values[0]), 1e-9)
+    far: list[float] = []
+    for tick in ticks:  # labels need a tenth of the width each
+        if not far or (_kept(tick) - _kept(far[-1])) / width > 0.09:
+            far.append(tick)
+    axes.set_xticks(far, [f"{100 * t:.4g}" for t in far])
+    axes.minorticks_off()
+
+
+def _kept(sparsity: float) -> float:
+    return -log10(1 - sparsity)
+
+
+def _minus_log(sparsity: Any) -> Any:
+    import numpy as np
+
+    return -np.log10(np.maximum(1 - np.asarray(sparsity, dtype=float), 1e-9))
+
+
+def _unlog(place: Any) -> Any:
+    return 1 - 10.0**-place
+
+
+def _bars(study: Study, points: Sequence[dict[str, Any]]) -> Picture:
+    found = [(p, [g for g in study.at(p) if g.finite]) for p in points]
+    names = [abbreviate(study.label(p), 30) for p in points]
+    rows = [row for row in study.rows if any(g.cell.row == row for _, groups in found for g in groups)]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        places: list[float] = []
+        labels: list[str] = []
+        at = 0.0
+        for (_, groups), name in zip(found, names, strict=True):
+            for group in groups:
+                color = look(study.rows.index(group.cell.row))["color"]
+                value, width = mean(group.cell.last), spread(group.cell.last)
+                axes.barh(at, value, xerr=width or None, color=color, ecolor=INK, capsize=2, height=0.72)
+                places.append(at)
+                labels.append(abbreviate(group.cell.row, 24) + (f" | {name}" if len(points) > 1 else ""))
+                at += 1
+            at += 0.6
+        if study.dense is not None and study.dense.finite:
+            axes.axvspan(*study.dense.cell.interval(), color=INK, alpha=0.2, linewidth=0)
+            axes.axvline(mean(study.dense.cell.last), color=INK, linewidth=1, dashes=(6, 2))
+        axes.set_yticks(places, labels)
+        axes.invert_yaxis()
+        axes.set_xlabel(abbreviate(f"{study.metric}, last epoch", 60))
+        axes.grid(axis="x", alpha=0.2)
+
+    better = "longer" if study.direction == "maximize" else "shorter"
+    dense = "; the broken line is the dense row" if study.dense else ""
+    caption = f"Look for bars ({better} is better) whose whiskers, ±1 standard deviation over seeds, keep apart{dense}."
+    return draw("metric_1", f"{study.metric} of each row", caption, 1.0 + 0.24 * len(rows) * len(points), paint)
+
+
+def pareto_figures(study: Study) -> list[Picture]:
+    """Draw the metric against the parameters and the MACs that are kept, with the front marked.
+
+    Args:
+        study: The study.
+
+    Returns:
+        Two figures; none where no run has a report.
+    """
+    wanted = (
+        ("pareto_parameters", "params_kept", "parameters", "parameters kept in the whole model (count, log scale)"),
+        ("pareto_macs", "macs_kept", "MACs", "MACs kept for one sample (count, log scale)"),
+    )
+    return [picture for name, key, word, label in wanted if (picture := _pareto(study, name, key, word, label))]
+
+
+def _pareto(study: Study, name: str, key: str, word: str, label: str) -> Picture | None:
+    spots: list[tuple[float, float, Group]] = []
+    for group in study.groups:
+        cost = group.average(lambda run: run.cost.get(key))
+        if cost and group.finite:
+            spots.append((cost, mean(group.cell.last), group))
+    if not spots:
+        return None
+    sign = 1 if study.direction == "maximize" else -1
+    front: list[tuple[float, float, Group]] = []
+    for spot in sorted(spots, key=lambda s: (s[0], -sign * s[1])):
+        if not front or sign * spot[1] > sign * front[-1][1]:
+            front.append(spot)
+    rows = [row for row in study.rows if any(s[2].cell.row == row for s in spots)]
+    labels = [*(abbreviate(row, 28) for row in rows), "Pareto front"]
+    limits = _floor(study)
+    below = sum(not limits[0] <= s[1] <= limits[1] for s in spots) if limits else 0
+    absent = sum(g.finite for g in study.groups) - len(spots)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        (line,) = axes.step(
+            [s[0] for s in front], [s[1] for s in front], where="post", color=INK, linewidth=1, alpha=0.8
+        )
+        axes.scatter(
+            [s[0] for s in front], [s[1] for s in front], s=70, facecolors="none", edgecolors=INK, linewidths=1
+        )
+        handles = []
+        for row in rows:
+            mine = [s for s in spots if s[2].cell.row == row]
+            style = {**look(study.rows.index(row)), "linestyle": "none"}
+            if mine[0][2].dense:
+                style |= {"color": INK, "marker": "*", "markersize": 8}
+            handles += axes.plot([s[0] for s in mine], [s[1] for s in mine], **style)
+        axes.set_xscale("log")
+        count_axis(axes, [s[0] for s in spots])
+        if limits:
+            axes.set_ylim(limits)
+        axes.set_xlabel(label)
+        axes.set_ylabel(abbreviate(f"{study.metric}, last epoch", 44))
+        axes.grid(alpha=0.2)
+        legend(figure, axes, [*handles, line], labels)
+
+    better = "higher" if sign > 0 else "lower"
+    notes = f" {below} that failed lie outside the frame." * bool(
+        below
+    ) + f" {absent} without a count are left out." * bool(absent)
+    caption = f"Look at the ringed points: no other point keeps fewer {word} and is {better}.{notes}"
+    return draw(name, f"{study.metric} against {word} kept", caption, 2.8 + legend_height(labels), paint)
+
+
+def count_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Label a logarithmic x axis of counts with a few round numbers.
+
+    Args:
+        axes: Whose.
+        values: What it must show.
+    """
+    low, high = 0.85 * min(values), 1.18 * max(values)
+    fine = (1, 1.5, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5) if high / low < 100 else (1,)
+    powers = range(int(log10(low)) - 1, int(log10(high)) + 2)
+    ticks = [t for power in powers for f in fine if low <= (t := f * 10**power) <= high]
+    axes.set_xticks(ticks, [count(t) for t in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(low, high)
+
+
+def count(value: float) -> str:
+    """Return a count in few letters.
+
+    Args:
+        value: The count.
+
+    Returns:
+        "20 k", "1.5 M".
+
+    >>> count(1500), count(20), count(3e9)
+    ('1.5 k', '20', '3 G')
+    """
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if isfinite(value) and value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}"
