@@ -166,9 +166,11 @@ class _ShowReport(Callback):
     """Write the report to the standard output, once every other callback has pruned."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not any(cb.masks for cb in pruning_callbacks(trainer) if not isinstance(cb, GradualPruning)):
+        pruning = pruning_callbacks(trainer)
+        if not any(cb.masks for cb in pruning if trainer.ckpt_path or not isinstance(cb, GradualPruning)):
             raise PruneError(
-                "Expected a recipe that prunes at the start of the fit; found none. Add `--prune PruneAtInit`."
+                "Expected a recipe that prunes at the start of the fit; found none. Add `--prune PruneAtInit`, or look at a run that "
+                "prunes while it trains with `--ckpt_path`."
             )
         text = make_report(trainer, pl_module, Select()).text()
         if trainer.is_global_zero:

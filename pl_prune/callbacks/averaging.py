@@ -41,6 +41,7 @@ def prune_averages(trainer: Trainer, pl_module: LightningModule, masks: MaskSet,
             with torch.no_grad():
                 for name, averaged in chain(params.items(), copy.named_buffers()):
                     averaged.copy_(live[name])
+            _count(callback)
         masks.to(next(iter(params.values())).device).apply_(params)
 
 
@@ -49,6 +50,13 @@ def _copy(callback: Any) -> nn.Module | None:
         return None
     average = callback._average_model
     return average.module if isinstance(callback, WeightAveraging) else average
+
+
+def _count(callback: Any) -> None:
+    """Let an average count from here on what it averages."""
+    counter = callback._average_model.n_averaged if isinstance(callback, WeightAveraging) else callback.n_averaged
+    if counter is not None:
+        counter.zero_()
 
 
 def _keeps_zeros(callback: Any) -> bool:

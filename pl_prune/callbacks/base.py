@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 
 from pl_prune.callbacks.averaging import prune_averages
 from pl_prune.callbacks.bridge import Bridge
-from pl_prune.callbacks.refusals import MARK, of_tuner, refuse_file, refuse_orphans, refuse_trainer
+from pl_prune.callbacks.refusals import MARK, of_tuner, refuse_file, refuse_orphans, refuse_trainer, warn_of_weights
 from pl_prune.core import sync
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
-from pl_prune.core.types import Params, PruneError, plain
+from pl_prune.core.types import Params, PruneError, describe, plain
 from pl_prune.optim.attach import Enforcement
 
 
@@ -48,9 +48,10 @@ class PruningCallback(Callback, ABC):
         self.masks: MaskSet | None = None
         self.pruning_seconds = 0.0
         self._restored = False
-        self._restored_method = ""
+        self._restored_settings = ""
         self._stage = "fit"
         self._reading = False  # between setup and the moment a checkpoint is read
+        self._stale: Any = None
         self._tuning = False
         self._model: weakref.ref[LightningModule] | None = None
         self._enforcement: Enforcement | None = None
@@ -73,6 +74,12 @@ class PruningCallback(Callback, ABC):
         """The method and its settings, in one line."""
 
     @property
+    def settings(self) -> str:
+        """The method, what it prunes and what it scores on: what a resume must not change."""
+        samples = replace(self.samples, batch_size=Samples().batch_size)
+        return f"{self.method}, {describe(self.select)}, {describe(samples)}"
+
+    @property
     def state_key(self) -> str:
         """Class and name, never hyper-parameters."""
         return type(self).__qualname__ + (f"[{self.name}]" if self.name else "")
@@ -86,7 +93,7 @@ class PruningCallback(Callback, ABC):
             stage: fit, validate, test or predict.
         """
         self._stage = stage
-        self._reading = stage == "fit"
+        self._reading, self._stale = stage == "fit", trainer.ckpt_path  # which is that of an earlier fit
         if stage == "fit":
             self._restored = False
             refuse_trainer(trainer)
@@ -114,17 +121,20 @@ class PruningCallback(Callback, ABC):
                 "checkpoint, one of a run without this callback, or a renamed callback). Resume from a full checkpoint of a "
                 "run with this callback and this name, or start a new fit from its weights alone (--weights on the command line)."
             )
-        if self._restored and self._restored_method != self.method:
+        if self._restored and self._restored_settings != self.settings:
             raise PruneError(
-                f"Expected the settings that the checkpoint's masks were made with, {self._restored_method!r}; found {self.method!r}. "
-                "Resume with the same settings, or start a new fit from the checkpoint's weights."
+                f"Expected the settings that the checkpoint's masks were made with, {self._restored_settings!r}; found {self.settings!r}. "
+                "Resume with the same settings, or start a new fit from the checkpoint's weights (whose zeros GradualPruning keeps with "
+                "start_from='zeros')."
             )
         same_model = self._model is not None and self._model() is pl_module
         if self.masks is None or not (self._restored or same_model):
-            self.pruning_seconds = 0.0
-            with self.timed():
-                self.masks = self.make_masks(self._bridge)
+            start = perf_counter()
+            self.masks = self.make_masks(self._bridge)
+            self.pruning_seconds = perf_counter() - start
         sync.check_same(self.masks)
+        if self._restored:
+            warn_of_weights(dict(pl_module.named_parameters()), self.masks, str(trainer.ckpt_path))
         self._model = weakref.ref(pl_module)
         self._put_in_force(self._bridge, self.masks, fresh=not self._restored)
 
@@ -148,10 +158,9 @@ class PruningCallback(Callback, ABC):
             exception: What was raised.
         """
         self._detach()
-        unread, self._reading = self._reading and trainer.ckpt_path, False
-        if unread and isinstance(exception, Exception) and not isinstance(exception, PruneError):
-            trainer._teardown()
-            refuse_file(str(unread), exception)
+        reading, self._reading = self._reading and trainer.ckpt_path != self._stale, False
+        if reading:
+            refuse_file(trainer, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove every hook.
@@ -174,22 +183,11 @@ class PruningCallback(Callback, ABC):
             return {}
         return {
             MARK: 1,
-            "method": self.method,
+            "settings": self.settings,
             "masks": _renamed(self.masks, plain).state_dict(),
             "pruning_seconds": self.pruning_seconds,
             **self.progress(),
         }
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Add the time that the body takes to `pruning_seconds`.
-
-        Yields:
-            None.
-        """
-        start = perf_counter()
-        yield
-        self.pruning_seconds += perf_counter() - start
 
     def progress(self) -> dict[str, Any]:
         """Return what a resume needs beside the masks.
@@ -233,7 +231,7 @@ class PruningCallback(Callback, ABC):
                 "Load another checkpoint of the run."
             ) from error
         self._restored = True
-        self._restored_method = state_dict.get("method", "")
+        self._restored_settings = state_dict.get("settings", "")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume when the checkpoint holds masks that nobody here takes.

@@ -167,7 +167,9 @@ class Bridge:
         Returns:
             Parameters by name.
         """
-        return self._learning(self.select(self.pl_module, lambda: self.loss(self.pl_module, self.example())))
+        every = self.select.output_layer and self.select.first_layer  # where the order of execution decides nothing
+        run = None if every else lambda: self.loss(self.pl_module, self.example())
+        return self._learning(sync.agreed(lambda: self.select(self.pl_module, run)))
 
     def _learning(self, names: Iterable[str]) -> Params:
         """Let parameters have gradients, which `quiet` takes back from those that are frozen."""
@@ -227,6 +229,7 @@ class Bridge:
                 yield
             finally:
                 self.trainer.loggers = loggers
+                self._again = lambda: None  # what it notes need not live on
 
     def _step(self) -> Any:
         step = getattr(self.pl_module, "scoring_step", None)
@@ -234,8 +237,9 @@ class Bridge:
             return step
         if not self.pl_module.automatic_optimization:
             raise PruneError(
-                f"Expected a loss without optimizer steps; found that {type(self.pl_module).__name__} optimizes manually. Define "
-                "`scoring_step(self, batch, batch_idx)` that returns the loss to score by."
+                f"Expected a loss without optimizer steps, to score by and to see which layer runs last (the output layer, which "
+                f"stays dense); found that {type(self.pl_module).__name__} optimizes manually. "
+                "Define `scoring_step(self, batch, batch_idx)` that returns one."
             )
         if "dataloader_iter" in inspect.signature(self.pl_module.training_step).parameters:
             raise PruneError(
@@ -276,13 +280,8 @@ class Bridge:
         return self._loader
 
     def _read(self, loader: DataLoader[Any], samples: Samples, whole: bool = False, share: bool = True) -> list[Any]:
-        data, error = [], None
-        try:
-            data = [self._to_device(batch) for batch in samples.batches(loader, self._track, whole, share)]
-        except Exception as caught:
-            error = caught
-        sync.agree(error)
-        return data
+        read = samples.batches
+        return sync.agreed(lambda: [self._to_device(batch) for batch in read(loader, self._track, whole, share)])
 
     def _to_device(self, batch: Any) -> Any:
         batch = self.trainer.precision_plugin.convert_input(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil, inf
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -13,8 +14,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from pl_prune.callbacks.base import PruningCallback
+from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.bridge import Bridge
+from pl_prune.callbacks.rewind import rewind, snapshot
 from pl_prune.core import sync
 from pl_prune.core.allocate import Allocation, Global
 from pl_prune.core.criterion import Criterion
@@ -42,7 +44,8 @@ class GradualPruning(PruningCallback):
         start_from: "zeros" never lets a weight back that is zero when the fit starts (a pruned network that is pruned
             further); "dense" starts from masks that keep everything.
         rewind_to: An optimizer step. After each change of the masks, the module (parameters and buffers) goes back to
-            what it was then, and the optimizers forget their momenta. None: training goes on from where it is.
+            what it was then, the weights of other pruning callbacks included, and the optimizers forget their momenta.
+            None: training goes on from where it is.
         name: Tells several callbacks of this class apart.
 
     Raises:
@@ -100,8 +103,9 @@ class GradualPruning(PruningCallback):
     @property
     def method(self) -> str:
         """Criterion, allocation and schedule."""
-        rewound = "" if self.rewind_to is None else f", rewound to step {self.rewind_to}"
-        return f"{describe(self.criterion)} by {describe(self.schedule)}, {describe(self.allocation)}{rewound}"
+        more = ", from zeros" if self.start_from == "zeros" else ""
+        more += "" if self.rewind_to is None else f", rewound to step {self.rewind_to}"
+        return f"{describe(self.criterion)} by {describe(self.schedule)}, {describe(self.allocation)}{more}"
 
     def make_masks(self, bridge: Bridge) -> MaskSet:
         """Keep everything, or everything that is not zero.
@@ -111,13 +115,23 @@ class GradualPruning(PruningCallback):
 
         Returns:
             The same masks on every rank.
+
+        Raises:
+            PruneError: If more weights are zero than the schedule ever asks for.
         """
         self._begin()
         names = bridge.selected()
         live = dict(bridge.pl_module.named_parameters())
         params = {name: live[name] for name in names}
         make = MaskSet.from_zeros if self.start_from == "zeros" else MaskSet.ones_like
-        return sync.masks_of_rank_zero(lambda: make(params), bridge.pl_module.device)
+        masks = sync.masks_of_rank_zero(lambda: make(params), bridge.pl_module.device)
+        final, total = self.schedule.sparsity(self.schedule.last), sum(p.numel() for p in params.values())
+        if (found := round(masks.sparsity() * total)) > prune_count(final, total):
+            raise PruneError(
+                f"Expected zeros in at most {final} of the selected weights, since they do not come back; found {found} of {total} "
+                f"({found / total:.6f}). Ask for that sparsity or more, or start from 'dense'."
+            )
+        return masks
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count optimizer steps from here on, and refuse a fit that ends before the schedule does.
@@ -137,6 +151,9 @@ class GradualPruning(PruningCallback):
         ]
         for optimizer in (stepping or trainer.optimizers)[:1]:  # frozen weights are in none
             self._counter = optimizer.register_step_post_hook(self._count)
+        ones = {name: torch.ones(mask.shape) for name, mask in self.masks.items()}
+        last = max(self.schedule.sparsity(self.schedule.last), self.masks.sparsity())
+        self.allocation(ones, last, self.masks)  # floors that cannot hold in the end are refused now
         end = self._steps + _steps_left(trainer)
         if pl_module.automatic_optimization and not trainer.fast_dev_run and self.schedule.last >= end:
             raise PruneError(
@@ -161,12 +178,14 @@ class GradualPruning(PruningCallback):
         """
         assert self._bridge is not None
         assert self.masks is not None
-        new, self._seen = range(self._seen + 1, self._steps + 1), self._steps
+        new = range(self._seen + 1, self._steps + 1)
         if self.rewind_to in new:
-            state = pl_module.state_dict()
-            self._origin = {name: t.detach().clone() for name, t in state.items() if isinstance(t, Tensor)}
+            self._origin = snapshot(pl_module)
         if any(self.schedule.due(step) for step in new):
             self._prune(self._bridge, self.masks)
+        self._seen = self._steps  # last: a change that fails is still due
+        if self._seen >= self.schedule.last:
+            self._origin = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say if the schedule has not come to its end.
@@ -175,9 +194,10 @@ class GradualPruning(PruningCallback):
             trainer: The trainer.
             pl_module: The module.
         """
-        if self._seen < self.schedule.last and not trainer.fast_dev_run:
+        if self._seen < self.schedule.last:
             assert self.masks is not None
-            rank_zero_warn(
+            say = rank_zero_info if trainer.fast_dev_run else rank_zero_warn
+            say(
                 f"{self.state_key}: the fit ended after {self._steps} optimizer steps, before the schedule did (step "
                 f"{self.schedule.last}): the sparsity is {self.masks.sparsity():.4f}, not {self.schedule.sparsity(self.schedule.last)}."
             )
@@ -217,8 +237,9 @@ class GradualPruning(PruningCallback):
         target = self.schedule.sparsity(self._steps)
         if total - prune_count(target, total) >= sum(kept for kept, _ in masks.counts().values()):
             return
-        with self.timed():
-            new, _ = bridge.prune(self.criterion, self.allocation, target, within=masks)
+        start = perf_counter()
+        new, _ = bridge.prune(self.criterion, self.allocation, target, within=masks)
+        self.pruning_seconds += perf_counter() - start
         emptied = [name for name, (kept, _) in new.counts().items() if not kept and masks.counts()[name][0]]
         if emptied:
             rank_zero_warn(
@@ -226,24 +247,11 @@ class GradualPruning(PruningCallback):
                 f"{target:.4f} on ({', '.join(emptied[:5])}). Lower it, set allocation.min_per_layer, or use ERK or Layerwise."
             )
         if self._origin is not None:
-            self._rewind(bridge, self._origin)
+            rewind(bridge, self._origin, pruning_callbacks(bridge.trainer))
         self._put_in_force(bridge, new, fresh=self._origin is not None)
         rank_zero_info(f"{self.state_key}: step {self._steps}, sparsity {new.sparsity():.4f}.")
         for logger in bridge.trainer.loggers:
             logger.log_metrics({"sparsity/prunable": new.sparsity()}, step=bridge.trainer.global_step)
-
-    @torch.no_grad()
-    def _rewind(self, bridge: Bridge, origin: dict[str, Tensor]) -> None:
-        state = bridge.pl_module.state_dict()
-        for name, value in origin.items():
-            if name not in state or state[name].shape != value.shape:
-                raise PruneError(
-                    f"Expected the module to hold {name!r} of shape {tuple(value.shape)}, to rewind it; found "
-                    f"{tuple(state[name].shape) if name in state else 'none'}. Resume with the network that the run began with."
-                )
-            state[name].copy_(value)
-        for optimizer in bridge.trainer.optimizers:
-            optimizer.state.clear()
 
 
 def _steps_left(trainer: Trainer) -> float:
@@ -252,8 +260,9 @@ def _steps_left(trainer: Trainer) -> float:
         steps = trainer.estimated_stepping_batches
     except MisconfigurationException:  # accumulation that changes from epoch to epoch
         return inf
-    if any(getattr(cb, "_model_contains_batch_norm", False) for cb in trainer.callbacks):  # type: ignore[attr-defined]
-        # StochasticWeightAveraging adds an epoch without steps, for the batch norms.
+    averaging = any(getattr(cb, "_model_contains_batch_norm", False) for cb in trainer.callbacks)  # type: ignore[attr-defined]
+    if averaging and trainer.num_training_batches < inf:
+        # StochasticWeightAveraging adds an epoch that trains nothing, for the batch norms.
         epochs = (trainer.max_epochs or 0) - 1
         steps = min(steps, epochs * ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
     return steps - trainer.global_step if steps >= 0 else inf

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, ModelPruning
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
-from pl_prune.core.types import PruneError
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.types import PruneError, plain
 
 MARK = "pl_prune"
 """The key by which the state of a pruning callback is known in a checkpoint."""
@@ -61,20 +64,29 @@ def of_tuner(trainer: Trainer) -> bool:
     return Path(str(trainer.ckpt_path or "")).name.startswith((".lr_find_", ".scale_batch_size_"))
 
 
-def refuse_file(path: str, error: Exception) -> NoReturn:
-    """Name the checkpoint that cannot be read.
+def refuse_file(trainer: Trainer, error: BaseException) -> None:
+    """Name the checkpoint of this fit if it is what could not be read, after the trainer has shut down.
 
     Args:
-        path: The file.
-        error: What Lightning or torch raised.
+        trainer: A trainer that has not come as far as `on_fit_start`.
+        error: What was raised.
 
     Raises:
-        PruneError: In any case.
+        PruneError: If the file could not be read.
     """
+    read = bool(trainer._checkpoint_connector._loaded_checkpoint)
+    if read or not trainer.ckpt_path or not isinstance(error, Exception) or isinstance(error, PruneError):
+        return
+    path = str(trainer.ckpt_path)
+    for logger in trainer.loggers:
+        logger.finalize("failed")
+    trainer._teardown()
+    trainer.state.stage = None
+    if isinstance(error, FileNotFoundError):
+        raise PruneError(f"Expected a checkpoint at {path!r}; found no such file. Look at the path.") from error
     raise PruneError(
-        f"Expected a whole checkpoint of this network in {path!r}; found that it cannot be read "
-        f"({type(error).__name__}: {error}). If the file is damaged, resume from another one; "
-        "else build the network that it was made with."
+        f"Expected a whole checkpoint in {path!r}; found that it cannot be read ({type(error).__name__}: {error}). "
+        "The file is damaged or of another kind: resume from another one."
     ) from error
 
 
@@ -96,4 +108,22 @@ def refuse_orphans(trainer: Trainer, checkpoint: dict[str, Any], present: set[st
             f"Expected a callback for every set of masks in the checkpoint; found masks of {lost} "
             f"and the pruning callbacks {sorted(present)}. "
             "Give the trainer the callback (and the name) that the run was started with."
+        )
+
+
+def warn_of_weights(params: Mapping[str, Tensor], masks: MaskSet, path: str) -> None:
+    """Warn if the weights of a checkpoint are not zero where its masks prune.
+
+    Args:
+        params: The weights, by name.
+        masks: The masks of the same checkpoint.
+        path: The file.
+    """
+    weights = {plain(name): p.detach() for name, p in params.items()}
+    masks.check_fits(weights)
+    odd = [name for name, mask in masks.items() if bool(weights[name][~mask.to(weights[name].device)].any())]
+    if odd:
+        rank_zero_warn(
+            f"Expected zeros wherever the masks of {path!r} prune; found other weights in {', '.join(odd[:5])}, which are zeroed again. "
+            "Something wrote weights outside the optimizers, or changed the file."
         )

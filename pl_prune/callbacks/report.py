@@ -82,7 +82,7 @@ class SparsityReport(Callback):
         report = make_report(trainer, pl_module, self.select)
         if report.sparsity != self._shown:
             rank_zero_info("\n" + report.text())
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
             folder = Path(self.folder) if self.folder else run_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / "report.json.part"

@@ -65,10 +65,11 @@ def pick(batch: Any, size: int, samples: Tensor) -> Any:
         A batch in which everything that counted samples has n.
     """
     if _listed(batch) == size:
-        return tuple(
+        parts = [
             part[samples.to(part.device)] if isinstance(part, Tensor) else [part[i] for i in samples.tolist()]
             for part in batch
-        )
+        ]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return tree_map(
         lambda x: x[samples.to(x.device)] if isinstance(x, Tensor) and x.ndim and x.shape[0] == size else x, batch
     )
@@ -84,5 +85,7 @@ def _listed(batch: Any) -> int | None:
     if len(lengths) != 1 or all(isinstance(part, Tensor) for part in batch):
         return None
     (length,) = lengths
-    stacked = all(leaf.shape[:1] == (length,) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+    leaves = tree_leaves(batch)
+    firsts = {leaf.shape[:1] for leaf in leaves if isinstance(leaf, Tensor)}
+    stacked = len(firsts) == 1 and (firsts == {(length,)} or all(isinstance(leaf, Tensor) for leaf in leaves))
     return None if stacked else length

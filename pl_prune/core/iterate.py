@@ -10,7 +10,7 @@ from pl_prune.core.criterion import Criterion
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.probe import Probe
 from pl_prune.core.score import run_criterion
-from pl_prune.core.types import PruneError, Scores, check_sparsity
+from pl_prune.core.types import Scores, check_sparsity
 
 
 def iterate(
@@ -47,12 +47,7 @@ def iterate(
         for done in probe.track(range(1, criterion.rounds + 1), "rounds") if whole else [1]:
             last = done == criterion.rounds
             target = sparsity if last else 1 - density * ((1 - sparsity) / density) ** (done / criterion.rounds)
-            scores, error = {}, None
-            try:
-                scores = run_criterion(criterion, probe.fresh())
-            except PruneError as caught:
-                error = caught
-            sync.agree(error)
+            scores = sync.agreed(lambda: run_criterion(criterion, probe.fresh()))
             masks = _same(allocation, scores, target, within if criterion.can_return else masks, device)
             if not last:
                 masks.apply_(probe.params)

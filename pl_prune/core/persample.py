@@ -35,9 +35,14 @@ def squared_sums(
 
     Returns:
         Sums in the order of `params`.
+
+    Raises:
+        OutOfMemoryError: If there is not enough memory.
     """
     try:
         fast = _from_hooks(model, params, loss, batch, size)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # a layer that does more than its class, such as to pad its input itself
         fast = None
     if fast is not None:

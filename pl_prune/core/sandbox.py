@@ -64,26 +64,40 @@ def untouched(model: nn.Module, train: bool = False, seed: int = 0) -> Iterator[
 
 
 def attributes_of(model: nn.Module) -> Callable[[], None]:
-    """Note what a module's attributes are bound to, so that no batch sees what another one left there (a hidden state).
+    """Note what a module holds beside parameters, so that no batch sees what another one left there (a hidden state).
+
+    Noted are buffers with their values, numbers, tensors, and lists and dicts as long as they are; what is inside objects
+    of other classes is not.
 
     Args:
         model: The module.
 
     Returns:
-        A function that binds them again; functions among them stay as they are.
+        A function that puts it back; functions among the attributes stay as they are.
     """
-    before = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
+    own = set(nn.Module().__dict__) - {"training"}
+    places = [m._buffers for m in model.modules()]
+    places += [m.__dict__ for m in model.modules()]
+    noted = [(place, {k: v for k, v in place.items() if k not in own and not callable(v)}) for place in places]
+    values: list[Any] = [value for _, then in noted for value in then.values()]
+    lists: list[tuple[Any, Any]] = [(value, type(value)(value)) for value in values if type(value) in (list, dict)]
+    tensors = [t for t in values if isinstance(t, Tensor) and not isinstance(t, nn.Parameter) and not t.is_inference()]
+    copies = [(t, t.detach().clone()) for t in tensors]
+    versions = [t._version for t in tensors]
 
     def again() -> None:
-        for now, then in before:
-            for name, value in list(now.items()):
-                if callable(value) or value is then.get(name, now):
-                    continue
-                if name in then:
-                    now[name] = then[name]
-                else:
-                    del now[name]
-            now.update((name, value) for name, value in then.items() if name not in now)
+        for place, then in noted:
+            for name in [n for n, v in place.items() if n not in then and n not in own and not callable(v)]:
+                del place[name]
+            place.update(then)
+        for value, copy in lists:
+            value.clear()
+            value.extend(copy) if isinstance(value, list) else value.update(copy)
+        for i, (t, copy) in enumerate(copies):
+            if t._version != versions[i]:
+                with torch.no_grad():
+                    t.copy_(copy)
+                versions[i] = t._version
 
     return again
 

@@ -171,11 +171,11 @@ class Cubic(Gradual):
     """Prune fast at first and slowly at the end: final + (initial - final) (1 - progress)^3.
 
     Args:
-        final: As in `Gradual`.
-        start: As in `Gradual`.
-        end: As in `Gradual`.
-        every: As in `Gradual`.
-        initial: As in `Gradual`.
+        final: Sparsity from `end` on, in [0, 1).
+        start: Optimizer steps before the first change.
+        end: Optimizer steps before the last change; more than `start`.
+        every: Optimizer steps between changes; the last one comes at `end` in any case.
+        initial: Sparsity at `start`, at most `final`.
 
     Source:
         Zhu and Gupta, To prune, or not to prune, equation 1.
@@ -202,11 +202,11 @@ class Linear(Gradual):
     """Prune the same number of entries at every change.
 
     Args:
-        final: As in `Gradual`.
-        start: As in `Gradual`.
-        end: As in `Gradual`.
-        every: As in `Gradual`.
-        initial: As in `Gradual`.
+        final: Sparsity from `end` on, in [0, 1).
+        start: Optimizer steps before the first change.
+        end: Optimizer steps before the last change; more than `start`.
+        every: Optimizer steps between changes; the last one comes at `end` in any case.
+        initial: Sparsity at `start`, at most `final`.
 
     >>> [round(Linear(final=0.8, end=100, every=25).sparsity(step), 3) for step in (0, 25, 50, 100)]
     [0.0, 0.2, 0.4, 0.8]
@@ -229,11 +229,11 @@ class Exponential(Gradual):
     """Prune the same fraction of what is left at every change, as iterative magnitude pruning does.
 
     Args:
-        final: As in `Gradual`.
-        start: As in `Gradual`.
-        end: As in `Gradual`.
-        every: As in `Gradual`.
-        initial: As in `Gradual`.
+        final: Sparsity from `end` on, in [0, 1).
+        start: Optimizer steps before the first change.
+        end: Optimizer steps before the last change; more than `start`.
+        every: Optimizer steps between changes; the last one comes at `end` in any case.
+        initial: Sparsity at `start`, at most `final`.
 
     Source:
         Frankle and Carbin, The Lottery Ticket Hypothesis, section 1: each round prunes p^(1/n) of what survived the

@@ -95,16 +95,13 @@ def score(
                 return loss_fn(model, batch)
 
         run = (lambda: loss(model, _first_two(data[0]))) if loss is not None and data else None
-        params = select(model, run)
+        found = sync.agreed(lambda: list(select(model, run)))
+        chosen = sync.of_first(found, run is not None)  # which layer is the last shows where there are data
+        params = {name: p for name, p in model.named_parameters() if name in set(chosen)}
         for p in params.values():
             p.requires_grad_()  # `untouched` takes it back from those that are frozen
         probe = Probe(model, params, loss, data)
-        scores, error = [], None
-        try:
-            scores = [run_criterion(one, probe) for one in criteria]
-        except PruneError as caught:
-            error = caught
-        sync.agree(error)
+        scores = sync.agreed(lambda: [run_criterion(one, probe) for one in criteria])
     return scores if isinstance(criterion, Sequence) else scores[0]
 
 

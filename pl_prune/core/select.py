@@ -118,7 +118,7 @@ class Select:
                 )
             elif not parameter.requires_grad and not self.frozen:
                 reasons[name] = "is frozen (requires_grad=False): set frozen=True to prune it"
-            elif "lora_" in name and name not in matched_by_include:
+            elif any(part.startswith("lora_") for part in name.split(".")) and name not in matched_by_include:
                 reasons[name] = "is a LoRA adapter: name it in `include` to prune it"
             else:
                 chosen.add(id(parameter))

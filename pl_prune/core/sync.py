@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.types import PruneError
+
+T = TypeVar("T")
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -69,6 +71,24 @@ def agree(error: BaseException | None) -> None:
         raise error
 
 
+def agreed(make: Callable[[], T]) -> T:
+    """Do something on every rank, and raise on every rank if it failed on any.
+
+    Args:
+        make: What to do.
+
+    Returns:
+        This rank's result.
+    """
+    results, error = [], None
+    try:
+        results.append(make())
+    except Exception as caught:
+        error = caught
+    agree(error)
+    return results[0]
+
+
 def masks_of_rank_zero(make: Callable[[], MaskSet], device: Any = "cpu") -> MaskSet:
     """Make masks on rank 0 and give every rank the same ones.
 
@@ -113,6 +133,24 @@ def of_rank_zero(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def of_first(value: Any, there: bool) -> Any:
+    """Give every rank the value of the first rank that has one.
+
+    Args:
+        value: This rank's value; it pickles.
+        there: Whether this rank has one.
+
+    Returns:
+        The first such rank's, or this rank's own where none has.
+    """
+    size = rank_and_size()[1]
+    if size == 1:
+        return value
+    values: list[Any] = [None] * size
+    dist.all_gather_object(values, (value, there))
+    return next((v for v, has in values if has), value)
 
 
 def check_same(masks: MaskSet) -> None:

@@ -50,9 +50,10 @@ class Enforcement:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         if gradient_hooks:
             for name, param in self.params.items():
-                if not param.requires_grad:
-                    continue
+                frozen = not param.requires_grad  # it may thaw later
+                param.requires_grad_(True)
                 handle = param.register_post_accumulate_grad_hook(self._gradient_hook(name))  # type: ignore[no-untyped-call]
+                param.requires_grad_(not frozen)
                 self._handles.append(handle)
 
     def zero_weights(self) -> None:

@@ -188,7 +188,7 @@ def tampered(rank: int, time: int) -> Iterator[None]:
 def refusal(run: Callable[[], Any]) -> str:
     try:
         run()
-    except (plp.PruneError, OSError) as error:
+    except (plp.PruneError, OSError, RuntimeError) as error:
         return str(error)
     return ""
 
@@ -247,6 +247,24 @@ def prune_own(net: OwnSamples, size: int, out: Path) -> Noting:
     return pruner
 
 
+class Backwards(nn.Module):
+    """Defined in another order than it runs."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__()
+        self.head, self.first, self.second = nn.Linear(4, 4), nn.Linear(64, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x.flatten(1)).relu()).relu())
+
+
+def only_on_rank_one(model: nn.Module, batch: Any) -> Tensor:
+    if rank_and_size()[0] == 1:
+        raise RuntimeError("bad sample")
+    return loss(model, batch)
+
+
 def resumed_apart(rank: int, size: int, out: Path) -> str:
     """Resume from one file, of whose masks rank 1 reads others."""
     _, trainer, _ = prune(plp.SNIP(), size, out)
@@ -280,6 +298,8 @@ def main(out: Path, size: int) -> None:
     result["drifted"] = prune_drifted(size, out).masks.state_dict()
     result["two samples"] = prune_own(OwnSamples(2), size, out).masks.state_dict()
     result["data"] = refusal(lambda: prune_own(OwnSamples(16, unreadable_on=1), size, out))
+    result["backwards"] = plp.score(Backwards(), plp.SNIP(), block(rank, size), loss)
+    result["step"] = refusal(lambda: plp.score(module(), plp.SNIP(), share(rank, size), only_on_rank_one))
     result["resumed masks"] = resumed_apart(rank, size, out)
     with tampered(rank, 1):
         result["first masks"] = refusal(lambda: prune(plp.SNIP(), size, out))

@@ -13,6 +13,7 @@ from criteria_list import criteria
 from ddp_job import (
     NUMBERED,
     SCHEDULE,
+    Backwards,
     OwnSamples,
     as_in_one_process,
     block,
@@ -150,6 +151,19 @@ def test_a_data_set_of_fewer_samples_than_ranks(ranks, tmp_path):
     twin = prune_own(OwnSamples(2), 1, tmp_path)
     for rank in ranks:
         check_masks(plp.MaskSet.from_state_dict(rank["two samples"]), twin)
+
+
+def test_a_rank_without_a_sample_selects_as_the_others_do(ranks):
+    alone = plp.score(Backwards(), plp.SNIP(), share(0, 1), loss)
+    assert list(alone) == ["first.weight", "second.weight"]
+    for rank in ranks:
+        check_close(rank["backwards"], alone)
+
+
+def test_a_step_that_fails_on_one_rank_is_an_error_on_all(ranks):
+    for rank, result in enumerate(ranks):
+        assert "bad sample" in result["step"]
+        assert rank == 1 or "rank 1 failed with RuntimeError" in result["step"]
 
 
 def test_data_that_one_rank_cannot_read_are_an_error_on_all(ranks):

@@ -10,12 +10,14 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from lightning.pytorch.plugins import MixedPrecision
 from refusal import expect_refusal
 from torch import nn
 
 import pl_prune as plp
+from pl_prune.callbacks.bridge import Bridge
 
 NAMES = ["net.0.weight", "net.3.weight", "net.6.weight"]
 
@@ -164,6 +166,11 @@ def test_zeros_that_are_there_do_not_come_back(fit, tmp_path):
     dense = plp.GradualPruning(schedule=plp.OneShot(0.1, start=3))
     fit(dense, module=module)
     assert dense.masks.sparsity() == 0.1
+    with expect_refusal("at most 0.5", "180", "start from 'dense'"):
+        fit(
+            plp.GradualPruning(schedule=plp.OneShot(0.5, start=3), start_from="zeros"),
+            module=fit(plp.PruneAtInit(sparsity=0.9))[0],
+        )
 
 
 def test_averages_follow_masks_that_change(fit, tmp_path):
@@ -276,3 +283,101 @@ def test_the_steps_of_a_tuner_do_not_count(fit, first):
     )
     fit(*([pruner, finder] if first else [finder, pruner]), watch, module=Tunable())
     assert watch.found == [round(schedule.sparsity(step) * 1800) / 1800 for step in range(8)]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The dirpath has changed",
+    "ignore:Checkpoint directory",
+    "ignore:You're resuming from a checkpoint that ended",
+)
+@pytest.mark.parametrize("error", [RuntimeError("out of luck"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_a_change_that_fails_is_still_due_after_a_resume(fit, tmp_path, monkeypatch, error):
+    def cb():
+        return plp.GradualPruning(schedule=plp.Linear(final=0.8, start=2, end=6, every=4, initial=0.4))
+
+    prune, saved = Bridge.prune, ModelCheckpoint(tmp_path, "broken", save_on_exception=True)
+    calls = []
+
+    def failing(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return prune(self, *args, **kwargs)
+
+    monkeypatch.setattr(Bridge, "prune", failing)
+    with pytest.raises((RuntimeError, SystemExit)):
+        fit(cb(), saved, module=Steady(), enable_checkpointing=True)
+    (path,) = tmp_path.glob("*.ckpt")
+    resumed = cb()
+    fit(resumed, module=Steady(), ckpt_path=path)
+    assert resumed.masks.sparsity() == 0.8
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_rewinding_keeps_the_zeros_of_another_callback(fit, averaged):
+    one = plp.GradualPruning(
+        schedule=plp.Linear(final=0.8, start=3, end=7, every=2, initial=0.2),
+        select=plp.Select(include=["net.0"]),
+        rewind_to=1,
+        name="A",
+    )
+    two = plp.GradualPruning(schedule=plp.OneShot(0.9, start=2), select=plp.Select(exclude=["net.0"]), name="B")
+
+    class Watch(Callback):
+        seen = 0
+
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            for callback in (one, two):
+                for name, keep in callback.masks.items():
+                    assert not bool(pl_module.get_parameter(name)[~keep].any())
+                    self.seen += 1
+
+    watch = Watch()
+    module, _ = fit(one, two, *([EMAWeightAveraging(decay=0.9)] if averaged else []), watch, module=Steady())
+    assert watch.seen == 8 * 3
+    for callback, sparsity in ((one, 0.8), (two, 0.9)):
+        found = plp.MaskSet.from_zeros({name: module.get_parameter(name) for name in callback.masks})
+        assert found == callback.masks
+        assert callback.masks.sparsity() == pytest.approx(sparsity, abs=0.01)
+
+
+def test_an_average_starts_anew_where_the_network_is_rewound(fit):
+    class Keep(Callback):
+        def __init__(self):
+            self.weights = []
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.weights.append(pl_module.net[6].weight.detach().clone())
+
+    keep = Keep()
+    pruner = plp.GradualPruning(schedule=plp.OneShot(0.5, start=5), rewind_to=0)
+    module, _ = fit(pruner, keep, WeightAveraging(), module=Steady())
+    torch.testing.assert_close(module.net[6].weight.detach(), torch.stack(keep.weights[5:]).mean(0))
+
+
+def test_what_is_rewound_is_everything_and_is_forgotten_at_the_end(fit, tmp_path):
+    class Counting(Steady):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()), persistent=False)
+
+        def training_step(self, batch, batch_idx):
+            self.count += 1
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            return torch.optim.Adagrad(self.parameters(), 0.05, initial_accumulator_value=0.1)
+
+    saved = ModelCheckpoint(tmp_path, save_last=True)
+    pruner = plp.GradualPruning(schedule=plp.OneShot(0.5, start=5), rewind_to=2)
+    module, _ = fit(pruner, saved, module=Counting(), enable_checkpointing=True)
+    assert module.count == 2 + 3
+    assert torch.load(tmp_path / "last.ckpt")["callbacks"]["GradualPruning"]["origin"] is None
+
+
+def test_floors_that_cannot_hold_in_the_end_are_refused_at_the_start(fit):
+    schedule = plp.Cubic(final=0.95, end=6, every=2)
+    module = Steady()
+    with expect_refusal("floors (min_keep_rows=20", "sparsity 0.95"):
+        fit(plp.GradualPruning(schedule=schedule, allocation=plp.Global(min_keep_rows=20)), module=module)
+    assert module.seen == []

@@ -211,7 +211,7 @@ def test_a_checkpoint_is_plain_and_packed(fit, tmp_path):
     saved = torch.load(path, weights_only=True)["callbacks"]["PruneAtInit"]
     total = 72 + 576 + 1152
     assert sum(bits.numel() for bits in saved["masks"]["bits"].values()) == total // 8
-    assert "SNIP()" in saved["method"]
+    assert "SNIP()" in saved["settings"]
 
 
 def test_resume_without_the_masks_is_refused(fit, tmp_path):

@@ -256,6 +256,12 @@ def test_another_configuration_is_refused(checkpoint):
         "final=0.7": plp.GradualPruning(schedule=plp.Cubic(final=0.7, start=1, end=8, every=2)),
         "Linear": plp.GradualPruning(schedule=plp.Linear(final=0.8, start=1, end=8, every=2)),
         "rewound to step 1": plp.GradualPruning(schedule=plp.Cubic(final=0.8, start=1, end=8, every=2), rewind_to=1),
+        "exclude=['net.0']": plp.GradualPruning(
+            schedule=plp.Cubic(final=0.8, start=1, end=8, every=2), select=plp.Select(exclude=["net.0"])
+        ),
+        "per_class=3": plp.GradualPruning(
+            schedule=plp.Cubic(final=0.8, start=1, end=8, every=2), samples=plp.Samples(per_class=3)
+        ),
         "'GradualPruning[other]'": plp.GradualPruning(name="other"),
         "'PruneAtInit'": plp.PruneAtInit(),
     }
@@ -287,6 +293,52 @@ def test_damaged_state_is_named(checkpoint, damage, parts):
     torch.save(saved, checkpoint)
     with expect_refusal(*parts):
         run(checkpoint.parent, PRUNERS["gradual"](), ckpt_path=checkpoint)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")
+def test_weights_that_contradict_their_masks_are_named(checkpoint):
+    saved = torch.load(checkpoint)
+    saved["state_dict"]["net.6.weight"] += 1
+    torch.save(saved, checkpoint)
+    with pytest.warns(UserWarning, match=r"last.ckpt' prune; found other weights in net.6.weight"):
+        run(checkpoint.parent, PRUNERS["gradual"](), ckpt_path=checkpoint, max_epochs=4)
+
+
+class Own(Steady):
+    """Has a mistake of its own, in `setup` or while it loads."""
+
+    mistake = ""
+
+    def setup(self, stage):
+        if self.mistake == "setup":
+            raise ValueError("my data path is wrong")
+
+    def on_load_checkpoint(self, checkpoint):
+        if self.mistake == "load":
+            raise KeyError("my own key")
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")
+def test_a_users_own_mistakes_are_not_blamed_on_the_file(checkpoint):
+    seed_everything(0, verbose=False)
+    trainer = Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=4,
+        enable_checkpointing=False, callbacks=[PRUNERS["gradual"]()],
+    )  # fmt: skip
+    module = Own()
+    module.mistake = "load"
+    with pytest.raises(KeyError, match="my own key"):
+        trainer.fit(module, Loader(), tiny_loader(16), ckpt_path=checkpoint)
+    module.mistake = ""
+    trainer.fit(module, Loader(), tiny_loader(16), ckpt_path=checkpoint)
+    module.mistake = "setup"
+    with pytest.raises(ValueError, match="my data path"):
+        trainer.fit(module, Loader(), tiny_loader(16))
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    with expect_refusal("nowhere.ckpt", "no such file"):
+        run(tmp_path, PRUNERS["gradual"](), ckpt_path=tmp_path / "nowhere.ckpt")
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")

@@ -247,6 +247,34 @@ def test_several_optimizers_each_hold_their_own_zeros(fit):
     assert_exact(module, pruner)
 
 
+def test_a_weight_that_thaws_under_manual_optimization_is_clipped_without_its_pruned_part(fit):
+    class Thawing(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.net[6].weight.requires_grad_(False)
+            self.pruned_norms = []
+
+        def scoring_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 2:
+                self.net[6].weight.requires_grad_(True)
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.scoring_step(batch, batch_idx))
+            weight = self.net[6].weight
+            if weight.grad is not None:
+                self.pruned_norms.append(float(weight.grad[weight == 0].abs().sum()))
+            optimizer.step()
+
+    pruner = plp.PruneAtInit(sparsity=0.8, select=plp.Select(frozen=True))
+    module, _ = fit(pruner, module=Thawing())
+    assert module.pruned_norms == [0.0] * 6
+    assert_exact(module, pruner)
+
+
 def test_lbfgs_forgets_its_curvature_when_masks_change():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 4))

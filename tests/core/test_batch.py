@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -45,3 +47,21 @@ def test_a_list_of_images_is_scored_whatever_the_cut():
         stacked = plp.score(net, criterion, [(torch.stack(images), labels)], lambda m, b: loss(m, (list(b[0]), b[1])))
         torch.testing.assert_close(whole, parts)
         torch.testing.assert_close(whole, stacked)
+
+
+def test_two_inputs_and_two_targets_are_batches_of_tensors():
+    pairs = [[torch.randn(5, 3), torch.randn(5, 3)], [torch.randn(5, 1), torch.randn(5, 1)]]
+    assert batch_size(pairs) == 5
+    (x1, x2), (y1, y2) = cut(pairs, 5, 1, 3)
+    assert [len(t) for t in (x1, x2, y1, y2)] == [2, 2, 2, 2]
+
+
+class Named(NamedTuple):
+    images: list
+    targets: list
+
+
+def test_named_batches_keep_their_names():
+    two = cut(Named(IMAGES, BOXES), 5, 1, 2)
+    assert torch.equal(two.images[0], IMAGES[1])
+    assert two.targets == [BOXES[1]]

@@ -153,3 +153,40 @@ def test_no_batch_sees_what_another_left_in_the_module():
     torch.testing.assert_close(whole, parts)
     assert net.hidden is None
     assert net.calls == 0
+
+
+class Keeping(nn.Module):
+    """Keeps a hidden state in one of many ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.body, self.head, self.way = nn.Linear(4, 4), nn.Linear(4, 2), way
+        self.list, self.dict, self.tensor = [], {}, torch.zeros(4, dtype=torch.float64)
+        self.register_buffer("rebound", torch.zeros(4, dtype=torch.float64))
+        self.register_buffer("written", torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, x):
+        before = {
+            "list": self.list[-1] if self.list else 0, "dict": self.dict.get("h", 0), "tensor": self.tensor.clone(),
+            "rebound": self.rebound, "written": self.written.clone(),
+        }[self.way]  # fmt: skip
+        hidden = torch.tanh(self.body(x)) + before
+        kept = hidden.detach().mean(0)
+        self.list.append(kept)
+        self.dict["h"] = kept
+        self.tensor.copy_(kept)
+        self.written.copy_(kept)
+        self.rebound = kept
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("way", ["list", "dict", "tensor", "rebound", "written"])
+def test_a_hidden_state_of_any_kind_does_not_leak_from_batch_to_batch(way):
+    torch.manual_seed(0)
+    net, x, y = Keeping(way).double(), torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 2
+    loss = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])  # noqa: E731
+    whole = plp.score(net, plp.SNIP(), [(x, y)], loss)
+    parts = plp.score(net, plp.SNIP(), [(x[:4], y[:4]), (x[4:], y[4:])], loss)
+    torch.testing.assert_close(whole, parts)
+    assert not net.list
+    assert not net.written.any()

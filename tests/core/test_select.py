@@ -255,3 +255,8 @@ def test_a_lazy_layer_is_refused_before_data_is_run(make, criterion):
         next(p for m in (model[0], model[1]) for p in m.parameters() if nn.parameter.is_lazy(p))
     )
     assert model(batches[0][0]).shape == (2, 3)
+
+
+def test_only_adapters_are_taken_for_adapters():
+    model = nn.ModuleDict({"flora_encoder": nn.Linear(4, 4), "lora_A": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+    assert list(Select()(model)) == ["flora_encoder.weight"]
