@@ -1,0 +1,199 @@
+"""`RunFolder`: the files of one training, which is finished or not, and never half."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.types import PruneError
+from pl_prune.runs.lock import locked
+
+_PACKAGES = ("pl_prune", "torch", "lightning", "torchvision", "torchmetrics", "torch-pruning", "numpy")
+
+
+class RunFolder:
+    """One run: configuration, environment, metrics, masks, and a result that is there whole or not at all.
+
+    | file | what |
+    |---|---|
+    | config.yaml | the resolved configuration |
+    | environment.json | versions, machine, threads, device |
+    | metrics.jsonl | a line for each epoch: epoch, step and metrics |
+    | masks.safetensors | the masks in force at the end, one bit an entry |
+    | report.json | what `SparsityReport` writes |
+    | checkpoints/ | Lightning's checkpoints; last.ckpt is resumed from |
+    | log.txt | warnings and messages, of a run of a study |
+    | result.json | written last: the run is finished |
+    | lock | held by the process that runs it |
+
+    Args:
+        path: The folder; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / "result.json").is_file()
+
+    def result(self) -> dict[str, Any]:
+        """Read the result.
+
+        Returns:
+            What `finish` was given.
+
+        Raises:
+            PruneError: If the folder is not a run, or the run is not finished.
+        """
+        if not self.finished:
+            is_run = (self.path / "environment.json").is_file()
+            raise PruneError(
+                f"Expected a finished run in {str(self.path)!r}; found {'one that is not finished' if is_run else 'no run'}. "
+                + (
+                    "Run the same command again."
+                    if is_run
+                    else "Name the folder that holds the result.json of a `pl-prune fit`."
+                )
+            )
+        return self._read("result.json")
+
+    def report(self) -> dict[str, Any]:
+        """Read the report of `SparsityReport`.
+
+        Returns:
+            Layers, cost, path, zeros and metrics; empty where the run had no such callback.
+        """
+        return self._read("report.json") if (self.path / "report.json").is_file() else {}
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Read the metrics.
+
+        Returns:
+            A record for each epoch; a last line that was cut off by a crash is left out.
+        """
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def masks(self) -> MaskSet:
+        """Read the masks.
+
+        Returns:
+            The masks in force at the end; none for a dense run.
+
+        Raises:
+            PruneError: If the file is damaged.
+        """
+        file = self.path / "masks.safetensors"
+        if not file.is_file():
+            return MaskSet({})
+        try:
+            with safe_open(file, "pt") as stored:
+                shapes = json.loads(stored.metadata()["shapes"])
+                return MaskSet.from_state_dict({"shapes": shapes, "bits": {n: stored.get_tensor(n) for n in shapes}})
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise PruneError(
+                f"Expected masks in {str(file)!r}; found a damaged file ({error}). Run the fit again."
+            ) from error
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint; None before there is one."""
+        found = sorted(self.path.glob("checkpoints/last*.ckpt"), key=lambda p: p.stat().st_mtime)
+        return found[-1] if found else None
+
+    def begin(self, step: int) -> None:
+        """Start or go on: write the environment, and drop the metrics of steps that will be done again.
+
+        Args:
+            step: Optimizer steps that the checkpoint had done; 0 for a new run.
+        """
+        kept = [record for record in self.metrics() if record["step"] <= step] if step else []
+        self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        self._write("environment.json", json.dumps(environment(), indent=1))
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """Append the metrics of an epoch.
+
+        Args:
+            record: With the keys epoch and step.
+        """
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def finish(self, result: Mapping[str, Any], masks: MaskSet) -> None:
+        """Write the masks, then the result.
+
+        Args:
+            result: What `json.dumps` takes.
+            masks: The masks in force; none for a dense run.
+        """
+        if masks:
+            state = masks.state_dict()
+            part = self.path / "masks.safetensors.part"
+            save_file(state["bits"], part, {"shapes": json.dumps(state["shapes"])})
+            part.replace(self.path / "masks.safetensors")
+        self._write("result.json", json.dumps(result, indent=1))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run against every other process of this machine; a lock ends with its process.
+
+        Yields:
+            None.
+        """
+        with locked(self.path / "lock"):
+            yield
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / name).read_text())
+            if isinstance(content, dict):
+                return content
+            raise ValueError(f"a {type(content).__name__}")
+        except ValueError as error:
+            raise PruneError(
+                f"Expected a record in {str(self.path / name)!r}; found something else ({error}). Delete the file and run again."
+            ) from error
+
+    def _write(self, name: str, text: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        part = self.path / f"{name}.part"
+        part.write_text(text)
+        part.replace(self.path / name)
+
+
+def environment() -> dict[str, Any]:
+    """Return what a run's numbers may depend on.
+
+    Returns:
+        Versions, machine, threads and device.
+    """
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

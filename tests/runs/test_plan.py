@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+from refusal import expect_refusal
+
+from pl_prune.runs.plan import Plan
+
+STUDY = {
+    "name": "example",
+    "config": "common.yaml",
+    "set": {"trainer.max_epochs": 2},
+    "rows": {
+        "dense": {"set": {"prune": "Dense"}, "grid": False},
+        "SNIP": {"config": "snip.yaml"},
+        "ERK": {"config": ["snip.yaml"], "set": {"prune.criterion": "Random", "prune.allocation": "ERK"}},
+    },
+    "grid": {"prune.sparsity": [0.8, 0.9], "optimizer.lr": [0.1]},
+    "seeds": [0, 7],
+}
+SNIP = {"prune": {"class_path": "pl_prune.PruneAtInit", "init_args": {"criterion": "pl_prune.SNIP", "sparsity": 0.5}}}
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "snip.yaml").write_text(yaml.safe_dump(SNIP))
+    (tmp_path / "common.yaml").write_text("seed_everything: 1")
+
+    def write(**changes):
+        content = {key: value for key, value in {**STUDY, **changes}.items() if value is not ...}
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        return tmp_path / "study.yaml"
+
+    return write
+
+
+def test_every_row_at_every_point_with_every_seed(study, tmp_path):
+    specs = Plan.load(study()).specs()
+    assert [s.key for s in specs[:5]] == [
+        "dense_seed=0",
+        "SNIP_sparsity=0.8_lr=0.1_seed=0",
+        "SNIP_sparsity=0.9_lr=0.1_seed=0",
+        "ERK_sparsity=0.8_lr=0.1_seed=0",
+        "ERK_sparsity=0.9_lr=0.1_seed=0",
+    ]
+    assert len(specs) == 10
+    last = specs[-1]
+    assert last.config == (str(tmp_path / "common.yaml"), str(tmp_path / "snip.yaml"))
+    assert last.values == {
+        "trainer.max_epochs": 2,
+        "prune.criterion": "Random",
+        "prune.allocation": "ERK",
+        "prune.sparsity": 0.9,
+        "optimizer.lr": 0.1,
+        "seed_everything": 7,
+    }
+    assert last.settings == {"prune.sparsity": 0.9, "optimizer.lr": 0.1}
+    assert specs[0].values == {"trainer.max_epochs": 2, "prune": "Dense", "seed_everything": 0}
+
+
+def test_the_sweep_is_the_same_grid(study, tmp_path):
+    plan = Plan.load(study())
+    sweep = plan.sweep()
+    prunes = sweep["parameters"].pop("prune")["values"]
+    assert sweep["parameters"] == {"optimizer.lr": {"values": [0.1]}, "seed_everything": {"values": [0, 7]}}
+    assert prunes[0] == {"class_path": "Dense"}
+    assert prunes[2] == {"class_path": "pl_prune.PruneAtInit", "init_args": {"criterion": "pl_prune.SNIP", "sparsity": 0.9}}
+    assert prunes[3]["init_args"] == {"criterion": "Random", "allocation": "ERK", "sparsity": 0.8}
+    assert len(prunes) == 5
+    assert sweep["command"][2:6] == ["fit", "--config", str(tmp_path / "common.yaml"), "--trainer.max_epochs=2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"sparsities": [0.5]}, ("'sparsities'", "grid", "spelling")),
+        ({"rows": {"a": {"recipe": "snip.yaml"}}}, ("row 'a'", "'recipe'")),
+        ({"rows": {}}, ("rows", "at least one")),
+        ({"rows": {"a": {"config": "snap.yaml"}}}, ("'snap.yaml'", "row 'a'")),
+        ({"grid": {"prune.sparsity": 0.9}}, ("grid.prune.sparsity", "0.9", "brackets")),
+        ({"seeds": [0.5]}, ("seeds", "[0.5]")),
+        ({"seeds": [1, 1]}, ("a name of its own", "seed=1")),
+        ({"direction": "up"}, ("'up'",)),
+    ],
+)
+def test_mistakes_are_named(study, changes, parts):
+    with expect_refusal(*parts):
+        Plan.load(study(**changes)).specs()
+
+
+def test_files_that_are_no_studies_are_named(tmp_path):
+    with expect_refusal("nothing.yaml", "found none"):
+        Plan.load(tmp_path / "nothing.yaml")
+    for text in ("a: [", "- a"):
+        (tmp_path / "x.yaml").write_text(text)
+        with expect_refusal("x.yaml"):
+            Plan.load(tmp_path / "x.yaml")
+
+
+def test_rows_that_a_sweep_cannot_vary_are_named(study):
+    with expect_refusal("for a sweep", "optimizer.lr", "'a'"):
+        Plan.load(study(rows={"a": {"config": "snip.yaml", "set": {"optimizer.lr": 1}}})).sweep()

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from refusal import expect_refusal
+
+import pl_prune as plp
+from pl_prune.__main__ import main
+from pl_prune.report.study import cells, study_table, winners
+from pl_prune.runs.plan import Plan
+from pl_prune.runs.study import Study
+
+ROOT = Path(__file__).parents[2]
+PLAN = Plan(
+    name="fake",
+    rows={"dense": {"config": [], "grid": False}, "a": {"config": []}, "b": {"config": []}},
+    grid={"prune.sparsity": [0.5, 0.9]},
+    seeds=(0, 1),
+    metric="acc",
+)
+
+
+class Trainer:
+    """Stands for a training: what it reaches depends on the run alone."""
+
+    def __init__(self, fails_on: str = "", dies_on: str = "") -> None:
+        self.fails_on, self.dies_on, self.trained = fails_on, dies_on, []
+
+    def __call__(self, spec, run):
+        self.trained.append(spec.key)
+        run.begin(0)
+        if spec.key == self.fails_on:
+            raise ValueError("diverged")
+        if spec.key == self.dies_on:
+            raise KeyboardInterrupt
+        value = len(spec.key) + spec.seed
+        for step in (1, 2):
+            run.log({"epoch": step, "step": step, "seconds": 1.0, "acc": float(value + (step == 1))})
+        told = {"method": spec.row, "sparsity": spec.settings.get("prune.sparsity", 0.0), "masks": None, "seconds": 1.0}
+        run.finish({**told, "pruning_seconds": 0.5, "peak_bytes": None, "epochs": 2, "steps": 2, "metrics": {"acc": value}}, plp.MaskSet({}))
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def table(study: Study) -> str:
+    return study_table(study.results(), "acc", "maximize")
+
+
+def test_every_run_is_done_once_and_read_back(tmp_path):
+    study, train = Study(PLAN, tmp_path), Trainer()
+    study.work(train, quiet)
+    assert sorted(train.trained) == sorted(study.specs)
+    assert len(train.trained) == 10
+    assert [r["key"] for r in study.results()] == list(study.specs)
+    first = study.results()[0]
+    assert (first["last"], first["best"]) == (12.0, 13.0)
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert lines == study.results()
+    again, nothing = Study(PLAN, tmp_path), Trainer()
+    again.work(nothing, quiet)
+    assert nothing.trained == []
+    assert table(again) == table(study)
+
+
+def test_a_run_that_fails_stops_no_other_and_is_tried_again_the_next_time(tmp_path):
+    study, train = Study(PLAN, tmp_path), Trainer(fails_on="a_sparsity=0.9_seed=1")
+    study.work(train, quiet)
+    assert len(train.trained) == 10
+    assert study.failures() == {"a_sparsity=0.9_seed=1": "ValueError: diverged"}
+    assert len(study.results()) == 9
+    again, mended = Study(PLAN, tmp_path), Trainer()
+    again.work(mended, quiet)
+    assert mended.trained == ["a_sparsity=0.9_seed=1"]
+    assert again.failures() == {}
+    assert len(again.results()) == 10
+
+
+def test_a_run_whose_worker_died_is_taken_over(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        Study(PLAN, tmp_path).work(Trainer(dies_on="b_sparsity=0.5_seed=0"), quiet)
+    again, train = Study(PLAN, tmp_path), Trainer()
+    again.work(train, quiet)
+    assert "b_sparsity=0.5_seed=0" in train.trained
+    whole = Study(PLAN, tmp_path / "whole")
+    whole.work(Trainer(), quiet)
+    assert table(again) == table(whole)
+
+
+def test_finished_runs_are_not_repeated_even_without_the_database(tmp_path):
+    Study(PLAN, tmp_path).work(Trainer(), quiet)
+    (tmp_path / "study.db").unlink()
+    again, train = Study(PLAN, tmp_path), Trainer()
+    again.work(train, quiet)
+    assert train.trained == []
+    assert len(again.results()) == 10
+
+
+def test_a_plan_may_grow(tmp_path):
+    Study(PLAN, tmp_path).work(Trainer(), quiet)
+    more = Plan(**{**PLAN.__dict__, "seeds": (0, 1, 2)})
+    study, train = Study(more, tmp_path), Trainer()
+    study.work(train, quiet)
+    assert len(train.trained) == 5
+    assert all(key.endswith("seed=2") for key in train.trained)
+
+
+def test_workers_share_a_study_without_repeating_a_run(tmp_path):
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[2])\n"
+        "from test_study import *\n"
+        "class Slow(Trainer):\n"
+        "    def __call__(self, spec, run):\n"
+        "        time.sleep(0.3); super().__call__(spec, run)\n"
+        "train = Slow()\n"
+        "Study(PLAN, sys.argv[1]).work(train, quiet)\n"
+        "print(json.dumps(train.trained))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, tmp_path, Path(__file__).parent]
+    workers = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    trained = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
+    study = Study(PLAN, tmp_path)
+    assert sorted(trained[0] + trained[1]) == sorted(study.specs)
+    assert trained[0]
+    assert trained[1]
+    assert len(study.results()) == 10
+
+
+def test_a_database_that_cannot_be_reached_and_a_metric_that_is_not_logged_are_named(tmp_path):
+    with expect_refusal("sqlite:////nowhere/at/all.db", "--storage"):
+        Study(PLAN, tmp_path, "sqlite:////nowhere/at/all.db")
+    study = Study(Plan(**{**PLAN.__dict__, "metric": "val/acc", "name": "other"}), tmp_path)
+    study.work(Trainer(), quiet)
+    assert set(study.failures()) == set(study.specs)
+    assert "Expected the metric 'val/acc'" in study.failures()["dense_seed=0"]
+
+
+def test_the_table_has_mean_deviation_and_the_best_where_intervals_part():
+    def record(row, sparsity, seed, last):
+        settings = {"prune.sparsity": sparsity} if sparsity else {}
+        times = {"seconds": 2.0, "pruning_seconds": 0.25, "peak_bytes": 2**20 * (seed + 1)}
+        return {"row": row, "settings": settings, "seed": seed, "last": last, "best": last + 0.01, **times}
+
+    results = [record("dense", None, s, v) for s, v in enumerate((0.9, 0.92))]
+    results += [record("a", 0.5, s, v) for s, v in enumerate((0.8, 0.82))] + [record("b", 0.5, s, v) for s, v in enumerate((0.7, 0.72))]
+    results += [record("a", 0.9, s, v) for s, v in enumerate((0.5, 0.7))] + [record("b", 0.9, s, v) for s, v in enumerate((0.52, 0.6))]
+    found = cells(results)
+    assert [(c.row, c.settings) for c in winners(found, "maximize")] == [("a", {"prune.sparsity": 0.5})]
+    assert [c.row for c in winners(found, "minimize")] == ["b"]
+    lines = study_table(results, "acc", "maximize").splitlines()
+    assert lines[0].split()[:3] == ["row", "sparsity", "seeds"]
+    assert "0.9100 ± 0.0141" in lines[2]
+    assert "**0.8100 ± 0.0141**" in lines[3]
+    assert not any("**" in line for line in lines[4:])
+    assert lines[3].split()[-3:] == ["0.25", "2.0", "2"]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A study of four real trainings on the digits."""
+    monkeypatch.chdir(ROOT)
+    content = {
+        "name": "small",
+        "config": "recipes/settings/convnet_digits.yaml",
+        "set": {"trainer.accelerator": "cpu", "trainer.max_epochs": 3, "model.network.width": 4},
+        "rows": {
+            "dense": {"set": {"prune": "Dense"}, "grid": False},
+            "SNIP": {"config": "recipes/pai/snip.yaml"},
+            "cubic": {"set": {"prune": {"class_path": "GradualPruning", "init_args": {"schedule": {
+                "class_path": "Cubic", "init_args": {"final": 0.9, "end": 50, "every": 10}}}}}, "grid": False},
+        },
+        "grid": {"prune.sparsity": [0.5, 0.9]},
+    }  # fmt: skip
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return file
+
+
+def outcome(folder):
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    return [[r[key] for key in ("key", "last", "best", "masks", "steps")] for r in map(json.loads, lines)]
+
+
+def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(small, tmp_path, capsys):
+    command = [sys.executable, "-m", "pl_prune", "study", f"--config={small}", f"--folder={tmp_path / 'killed'}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    dice, killed = random.Random(0), 0
+    for _ in range(3):
+        job = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for line in job.stderr:
+            if ": started" in line or ": resumed" in line:
+                break
+        time.sleep(dice.uniform(0.2, 2.0))
+        job.kill()
+        killed += job.wait() == -9
+        job.stderr.close()
+    assert killed
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    undisturbed = tmp_path / "undisturbed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pl-prune"])
+        torch.set_num_threads(1)
+        assert main(["study", f"--config={small}", f"--folder={undisturbed}"]) == 0
+    assert outcome(tmp_path / "killed") == outcome(undisturbed)
+    assert len(outcome(undisturbed)) == 4
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == ["dense", "SNIP", "SNIP", "cubic"]
+    run = plp.RunFolder(undisturbed / "runs" / "SNIP_sparsity=0.9_seed=0")
+    assert run.masks().sparsity() == run.result()["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert len(run.metrics()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config", "nowhere.yaml"], "found none"),
+        (["--config", "STUDY", "--workers=0"], "--workers of 1 or more"),
+        (["--config", "STUDY", "--storage=nosuch://x"], "--storage"),
+    ],
+)
+def test_bad_input_ends_in_a_message_and_status_two(arguments, said, small, tmp_path, capfd, monkeypatch):
+    arguments = [str(small) if word == "STUDY" else word for word in arguments]
+    assert main(["study", *arguments, f"--folder={tmp_path / 'f'}"]) == 2
+    assert said in capfd.readouterr().err
+
+
+def test_the_sweep_of_a_study_is_printed(small, capsys):
+    assert main(["study", f"--config={small}", "--as-sweep"]) == 0
+    sweep = yaml.safe_load(capsys.readouterr().out)
+    assert [p["class_path"] for p in sweep["parameters"]["prune"]["values"]] == ["Dense", *["pl_prune.PruneAtInit"] * 2, "GradualPruning"]
+
+
+def test_settings_that_do_not_parse_fail_their_run_alone(small, tmp_path, capfd, monkeypatch):
+    content = yaml.safe_load(small.read_text())
+    content["rows"] = {"odd": {"set": {"prune": "Dense", "prune.spersity": 0.5}, "grid": False}}
+    small.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(sys, "argv", ["pl-prune"])
+    assert main(["study", f"--config={small}", f"--folder={tmp_path / 'f'}"]) == 1
+    out = capfd.readouterr().out
+    assert "failed: odd_seed=0: PruneError: Expected settings that `pl-prune fit` takes" in out
+    assert "spersity" in out
