@@ -19,6 +19,8 @@ pruning commands:
   inspect     score as `fit` would, print the layer table and the collapse report, train nothing
   compare     set finished runs side by side: pl-prune compare RUN_FOLDER RUN_FOLDER ...
   study       run a grid of trainings, each once, on any number of processes, and print its table
+  report      write one HTML page about a study or a run: who won and why
+  doctor      versions, devices, extras, and what will not work together
   criteria    list the criteria: what each needs, uses and costs
 
 examples:
@@ -58,12 +60,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _compare(rest)
     if command == "criteria":
         return _criteria()
-    if command not in (*TRAINER_COMMANDS, "inspect", "study"):
+    if command not in (*TRAINER_COMMANDS, "inspect", "study", "report", "doctor"):
         sys.stderr.write(f"pl-prune: expected a command, found {command!r}. `pl-prune --help` lists them.\n")
         return 2
 
+    from pl_prune import commands
     from pl_prune.core.types import PruneError
 
+    own = {"report": commands.report, "doctor": commands.doctor}
+    if command in own:
+        try:
+            return own[command](rest)
+        except PruneError as error:
+            sys.stderr.write(f"pl-prune {command}: {error}\n")
+            return 2
     try:
         from pl_prune import cli
     except ImportError as error:
@@ -73,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         if command == "study":
-            from pl_prune.commands import study
-
-            return study(rest)
+            return commands.study(rest)
         if command == "inspect":
             cli.Inspect(args=["fit", *rest])
         else:

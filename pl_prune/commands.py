@@ -75,6 +75,61 @@ def study(argv: Sequence[str]) -> int:
     return 1 if left else 0
 
 
+def report(argv: Sequence[str]) -> int:
+    """Write the page of a study or of a run.
+
+    Args:
+        argv: Arguments after `report`.
+
+    Returns:
+        Exit status: 0.
+
+    Raises:
+        PruneError: If the folder holds neither.
+    """
+    parser = argparse.ArgumentParser(
+        "pl-prune report", description="Write one HTML page, and its figures as PNG, about a study or a run."
+    )
+    parser.add_argument("folder", help="a study's folder, or a finished run's")
+    parser.add_argument("--out", help="the page; default: report.html in the folder")
+    parser.add_argument("--metric", help="default: the study's, else val/acc")
+    parser.add_argument("--direction", choices=("maximize", "minimize"), help="default: the study's, else maximize")
+    parser.add_argument("--json", action="store_true", help="print the path of the page as JSON")
+    options = parser.parse_args(argv)
+
+    from pl_prune.report.html import write_report
+
+    about = Path(options.folder) / "study.json"
+    told = json.loads(about.read_text()) if about.is_file() else {}
+    metric = options.metric or told.get("metric", "val/acc")
+    direction = options.direction or told.get("direction", "maximize")
+    page = write_report(options.folder, options.out, metric=metric, direction=direction)
+    sys.stdout.write((json.dumps({"page": str(page)}) if options.json else str(page)) + "\n")
+    return 0
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Say what is installed, what is missing, and what will not work.
+
+    Args:
+        argv: Arguments after `doctor`.
+
+    Returns:
+        Exit status: 0, or 1 if something will not work.
+    """
+    parser = argparse.ArgumentParser(
+        "pl-prune doctor", description="Versions, devices, extras, and what will not work together."
+    )
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    options = parser.parse_args(argv)
+
+    from pl_prune.report.doctor import examine
+
+    found = examine()
+    sys.stdout.write((json.dumps(found.to_dict()) if options.json else found.text()) + "\n")
+    return 1 if found.problems else 0
+
+
 def _work(work: Any) -> None:
     from pl_prune.cli import StudyRun
 

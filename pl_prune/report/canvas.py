@@ -23,7 +23,7 @@ WIDTH = 5.2
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")  # Okabe and Ito
 _DASHES = ("-", "--", "-.", (0, (1, 1.2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_STYLE = {
+_STYLE: Any = {
     "text.parse_math": False,
     "text.usetex": False,
     "svg.fonttype": "none",
@@ -134,6 +134,21 @@ def look(place: int) -> dict[str, Any]:
     }
 
 
+def band(axes: Axes, xs: Sequence[float], middle: Sequence[float], wide: Sequence[float], color: str) -> None:
+    """Shade what lies within one standard deviation of a line.
+
+    Args:
+        axes: Where.
+        xs: Places.
+        middle: Means.
+        wide: Standard deviations.
+        color: Of the line.
+    """
+    low = [m - w for m, w in zip(middle, wide, strict=True)]
+    high = [m + w for m, w in zip(middle, wide, strict=True)]
+    axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
+
+
 def legend(figure: Figure, axes: Axes, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Put a legend under a figure, in as many columns as its longest name leaves room for.
 
@@ -166,4 +181,4 @@ def legend_height(labels: Sequence[str]) -> float:
 
 
 def _columns(labels: Sequence[str]) -> int:
-    return max(1, min(4, int(WIDTH * 72 / (45 + 5.2 * max(map(len, labels), default=1)))))
+    return max(1, min(4, int(WIDTH * 72 / (42 + 4.7 * max(map(len, labels), default=1)))))

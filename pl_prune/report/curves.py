@@ -7,8 +7,9 @@ from math import isfinite
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from pl_prune.report.canvas import INK, Picture, draw, legend, legend_height, look
-from pl_prune.report.reading import Run, Study, abbreviate, spread
+from pl_prune.report.canvas import INK, Picture, band, draw, legend, legend_height, look
+from pl_prune.report.grid import Run, Study
+from pl_prune.report.words import abbreviate, apart, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def curve_figures(study: Study) -> list[Picture]:
             continue
         if study.dense is not None and (line := _over_seeds(study.dense.runs, study.metric)):
             lines[study.dense.cell.row] = line
-        labels = [abbreviate(row, 28) for row in lines]
+        labels = apart(list(lines), 28)
         several = any(len(values) > 1 for line in lines.values() for _, values in line)
 
         def paint(figure: Figure, lines: Any = lines, labels: Any = labels) -> None:
@@ -42,21 +43,22 @@ def curve_figures(study: Study) -> list[Picture]:
             handles = []
             for row, line in lines.items():
                 dense = study.dense is not None and row == study.dense.cell.row
-                style = {"color": INK, "linestyle": (0, (6, 2)), "marker": ""} if dense else look(study.rows.index(row))
-                style["markevery"] = max(1, len(line) // _MARKS)
+                own = {"color": INK, "linestyle": (0, (6, 2)), "marker": ""} if dense else look(study.rows.index(row))
+                style = {**own, "markevery": max(1, len(line) // _MARKS)}
                 xs = [epoch for epoch, _ in line]
-                middle, wide = [mean(v) for _, v in line], [spread(v) for _, v in line]
-                ends = [(m - w, m + w) for m, w in zip(middle, wide, strict=True)]
-                axes.fill_between(xs, *zip(*ends, strict=True), color=style["color"], alpha=0.15, linewidth=0)
+                middle = [mean(values) for _, values in line]
+                band(axes, xs, middle, [spread(values) for _, values in line], style["color"])
                 handles += axes.plot(xs, middle, **style)
             axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.locator_params("x", integer=True)
             axes.set_ylabel(abbreviate(study.metric, 44))
             axes.grid(alpha=0.2)
             legend(figure, axes, handles, labels)
 
-        band = "bands are ±1 standard deviation over seeds" if several else "a single seed each, so there are no bands"
-        caption = f"Look at whether lines still rise at the end and whether any stays flat, as a dead network does: {band}."
+        bands = "bands are ±1 standard deviation over seeds" if several else "a single seed each, so there are no bands"
+        caption = (
+            f"Look at whether lines still rise at the end and whether any stays flat, as a dead network does: {bands}."
+        )
         title = f"{study.metric} during training at {study.label(point)}"
         figures.append(draw(f"training_{number + 1}", title, caption, 2.8 + legend_height(labels), paint))
     return figures
@@ -85,7 +87,9 @@ def run_figures(run: Run) -> list[Picture]:
         At most nine figures.
     """
     figures = [_densities(run)] if run.layers else []
-    names = list(dict.fromkeys(name for record in run.curve for name in record if name not in ("epoch", "step", "seconds")))
+    names = list(
+        dict.fromkeys(name for record in run.curve for name in record if name not in ("epoch", "step", "seconds"))
+    )
     kinds: dict[str, list[str]] = {}
     for name in names:
         if _over_seeds([run], name):
@@ -94,7 +98,7 @@ def run_figures(run: Run) -> list[Picture]:
 
 
 def _metric(run: Run, kind: str, names: Sequence[str], number: int) -> Picture:
-    labels = [abbreviate(name, 28) for name in names]
+    labels = apart(names, 28)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -104,7 +108,7 @@ def _metric(run: Run, kind: str, names: Sequence[str], number: int) -> Picture:
             style = {**look(place), "markevery": max(1, len(line) // _MARKS)}
             handles += axes.plot([epoch for epoch, _ in line], [v[0] for _, v in line], **style)
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params("x", integer=True)
         axes.set_ylabel(abbreviate(kind, 44))
         axes.grid(alpha=0.2)
         legend(figure, axes, handles, labels)
@@ -120,14 +124,14 @@ def _densities(run: Run) -> Picture:
         axes = figure.add_subplot()
         axes.barh(range(len(shares)), shares, color=look(0)["color"], height=0.75)
         for place, share in enumerate(shares):
-            text = f"{share:.3g}" if share else "× nothing"
+            text = f"{share:.3g}" if share else "nothing"
             axes.text(min(share, 100) + 1, place, text, va="center", size=7.5, color=INK if share else "#D55E00")
-        axes.set_yticks(range(len(shares)), [abbreviate(layer["name"], 28) for layer in run.layers])
+        axes.set_yticks(range(len(shares)), apart([layer["name"] for layer in run.layers], 28))
         axes.set_ylim(len(shares) - 0.4, -0.6)
         axes.set_xlim(0, 112)
         axes.set_xticks([0, 25, 50, 75, 100])
         axes.set_xlabel("density (% of the layer's entries kept)")
         axes.grid(axis="x", alpha=0.2)
 
-    caption = "Look for short bars, layers of which little is kept, and for crosses, layers of which nothing is."
+    caption = "Look for short bars, layers of which little is kept, and for the word nothing, where none is."
     return draw("density", "Density of each layer", caption, 0.9 + 0.2 * max(len(shares), 2), paint)

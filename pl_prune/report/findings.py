@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from pl_prune.report.reading import Group, Study, spread
+from pl_prune.report.grid import Group, Study
 from pl_prune.report.study import winners
+from pl_prune.report.words import listed, text_of
 
 _FAILED = 0.5
 """A row that keeps at most this part of the dense metric counts as failed: it is near what an untrained network has."""
+_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _judge(study: Study, point: str, groups: Sequence[Group]) -> Verdict:
     sign = 1 if study.direction == "maximize" else -1
     rivals = sorted((g for g in groups if g.finite), key=lambda g: -sign * mean(g.cell.last))
     lost = [g.cell.row for g in groups if not g.finite]
-    tail = f" {_and(lost)} ended in a number that is not finite." if lost else ""
+    tail = f" {listed(lost)} ended in a number that is not finite." if lost else ""
     if len(rivals) < 2:
         words = f"there is nothing to compare{f' {rivals[0].cell.row} with' if rivals else ''}, so nobody won."
         return Verdict(point, None, f"At {point}, {words}{tail}")
@@ -98,14 +100,14 @@ def _judge(study: Study, point: str, groups: Sequence[Group]) -> Verdict:
         return Verdict(point, won.cell.row, f"At {point}, {words}{tail}")
     single = [g.cell.row for g in rivals if len(g.runs) < 2]
     if single:
-        who = "with a single seed each" if len(single) == len(rivals) else f"with a single seed of {_and(single)}"
+        who = "with a single seed each" if len(single) == len(rivals) else f"with a single seed of {listed(single)}"
         words = (
             f"nobody won: {first.cell.row} has the {end} {study.metric} ({number(first)}), but {who} there is no interval "
             "to compare."
         )
     else:
         near = [g for g in rivals[1:] if _meet(first, g)]
-        others = _and([f"{g.cell.row} ({number(g)})" for g in near])
+        others = listed([f"{g.cell.row} ({number(g)})" for g in near])
         words = (
             f"nobody won: {first.cell.row} has the {end} mean {study.metric} ({number(first)}), but its interval overlaps "
             f"with that of {others}."
@@ -135,14 +137,21 @@ def summary(study: Study, found: Sequence[Verdict]) -> str:
         f"{runs} runs of {len(study.rows)} rows, {many} at each point, compared by {study.metric} after the last epoch."
     ]
     named = dict.fromkeys(v.winner for v in found if v.winner)
-    parts = [f"{row} won at {_and([v.point for v in found if v.winner == row])}" for row in named]
+    parts = [f"{row} won at {_points([v.point for v in found if v.winner == row])}" for row in named]
     if none := [v.point for v in found if not v.winner]:
-        parts.append(f"nobody won at {_and(none)}")
+        parts.append(f"nobody won at {_points(none)}")
     if parts:
         text = "; ".join(parts)
         words.append(f"{text[0].upper() if text.startswith('nobody') else text[0]}{text[1:]}.")
+    broken = [(g.cell.row, study.label(g.cell.settings)) for g in study.groups if _signs(study, g)]
+    rows = list(dict.fromkeys(row for row, _ in broken))
+    if rows:
+        some = [f"{row} at {_points([point for name, point in broken if name == row])}" for row in rows[:_NAMED]]
+        words.append(
+            f"Collapsed: {'; '.join(some)}{f'; {len(rows) - _NAMED} more rows' if len(rows) > _NAMED else ''}."
+        )
     if study.dense is not None:
-        words.append(f"Dense, {study.dense.cell.row} has {number(study.dense)}.")
+        words.append(f"The dense row has {number(study.dense)}.")
     return " ".join(words)
 
 
@@ -155,23 +164,27 @@ def collapses(study: Study) -> list[str]:
     Returns:
         A sentence for each row and point.
     """
-    found = []
-    for group in study.groups:
-        signs = []
-        empty = [[layer["name"] for layer in run.layers if layer["kept"] == 0] for run in group.runs]
-        if any(empty):
-            names = list(dict.fromkeys(name for layers in empty for name in layers))
-            some = _and(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            signs.append(f"nothing is kept of {some} in {_of(sum(map(bool, empty)), group)}")
-        if cut := sum(run.path is False for run in group.runs):
-            signs.append(f"no path leads from input to output in {_of(cut, group)}")
-        if failed(study, group):
-            signs.append(f"{study.metric} is {number(group)}, at most half of the dense row's, as without training")
-        if not group.finite:
-            signs.append(f"{study.metric} is not a finite number")
-        if signs:
-            found.append(f"{group.cell.row} collapsed at {study.label(group.cell.settings)}: {'; '.join(signs)}.")
-    return found
+    return [
+        f"{group.cell.row} collapsed at {study.label(group.cell.settings)}: {'; '.join(signs)}."
+        for group in study.groups
+        if (signs := _signs(study, group))
+    ]
+
+
+def _signs(study: Study, group: Group) -> list[str]:
+    signs = []
+    empty = [[layer["name"] for layer in run.layers if layer["kept"] == 0] for run in group.runs]
+    if any(empty):
+        names = list(dict.fromkeys(name for layers in empty for name in layers))
+        some = ", ".join(names[:3]) + f" and {len(names) - 3} more" if len(names) > 3 else listed(names)
+        signs.append(f"nothing is kept of {some} in {_of(sum(map(bool, empty)), group)}")
+    if cut := sum(run.path is False for run in group.runs):
+        signs.append(f"no path leads from input to output in {_of(cut, group)}")
+    if failed(study, group):
+        signs.append(f"{study.metric} is {number(group)}, at most half of the dense row's, as without training")
+    if not group.finite:
+        signs.append(f"{study.metric} is not a finite number")
+    return signs
 
 
 def number(group: Group) -> str:
@@ -186,21 +199,12 @@ def number(group: Group) -> str:
     return text_of(group.cell.last)
 
 
-def text_of(values: Sequence[float]) -> str:
-    """Return mean and standard deviation.
-
-    Args:
-        values: One for each seed.
-
-    Returns:
-        "0.9861 ± 0.0039"; only the mean for a single seed.
-    """
-    return f"{mean(values):.4f} ± {spread(values):.4f}" if len(values) > 1 else f"{mean(values):.4f}"
-
-
 def _of(runs: int, group: Group) -> str:
     return f"{runs} of {len(group.runs)} runs" if len(group.runs) > 1 else "its run"
 
 
-def _and(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else ""
+def _points(points: Sequence[str]) -> str:
+    """List points; a key that all of them share is said once."""
+    key = points[0].split(" ")[0]
+    short = all(point.split(" ")[0] == key and point.count(" ") == 1 for point in points)
+    return f"{key} {listed([point.split(' ')[1] for point in points])}" if short else listed(points)

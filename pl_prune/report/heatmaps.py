@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pl_prune.core.types import PruneError
 from pl_prune.report.canvas import INK, PAPER, WIDTH, Picture, draw
-from pl_prune.report.reading import Group, Run, Study, abbreviate, show
+from pl_prune.report.grid import Group, Run, Study
 from pl_prune.report.sparsity import BOTTLENECK
+from pl_prune.report.words import abbreviate, apart, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,23 +45,25 @@ def density_figures(study: Study) -> list[Picture]:
         )
 
         def paint(figure: Figure, table: Any = table, groups: Any = groups, layers: Any = layers) -> None:
-            from matplotlib.colors import LogNorm  # noqa: PLC0415
+            from matplotlib.colors import LogNorm
 
             axes = figure.add_subplot()
             low = min((v for line in table for v in line if v > 0), default=0.01)
-            norm = LogNorm(min(max(low, 1e-4), 0.5), 1)
+            low = min(max(low, 1e-4), 0.5)
+            norm = LogNorm(low, 1)
             mesh = _cells(axes, table, norm, "cividis")
             _names(axes, [g.cell.row for g in groups], layers)
             for y, line in enumerate(table):
                 for x, value in enumerate(line):
                     if value == 0:
-                        axes.text(x, y, "×", color="#D55E00", ha="center", va="center", weight="bold", size=10)
+                        axes.plot(x, y, "x", color="#D55E00", markersize=6, markeredgewidth=2)
                     elif len(groups) <= 8 and not isnan(value):
                         dark = norm(value) < 0.55
                         text = f"{100 * value:.2g}" if value < 0.995 else "100"
                         axes.text(x, y, text, color="white" if dark else "black", ha="center", va="center", size=7)
-            bar = figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02, ticks=[1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1])
-            bar.ax.set_yticklabels([f"{100 * t:g}" for t in bar.get_ticks()])
+            ticks = [low, *(t for t in (1e-3, 0.01, 0.03, 0.1, 0.3, 1) if t > 1.5 * low)]
+            bar = figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02, ticks=ticks)
+            bar.ax.set_yticklabels([f"{100 * tick:.2g}" if tick < 1 else "100" for tick in ticks])
             bar.ax.minorticks_off()
             bar.set_label("density (%)")
 
@@ -87,7 +90,9 @@ def collapse_figure(study: Study) -> Picture | None:
         ("collapsed layers\n(count)", lambda layers: float(sum(x["kept"] == 0 for x in layers))),
         (
             "bottlenecks\n(count)",
-            lambda layers: float(sum(x["kept"] > 0 and x["total"] - x["kept"] >= BOTTLENECK * x["total"] for x in layers)),
+            lambda layers: float(
+                sum(x["kept"] > 0 and x["total"] - x["kept"] >= BOTTLENECK * x["total"] for x in layers)
+            ),
         ),
         ("empty output\nchannels (%)", _empty),
     )
@@ -104,11 +109,11 @@ def collapse_figure(study: Study) -> Picture | None:
             top = max((v for line in table for v in line if not isnan(v)), default=0)
             _cells(axes, table, _linear(top or 1), "Blues")
             for (row, i), value in found.items():
-                text = "–" if isnan(value) else f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+                text = "-" if isnan(value) else f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
                 color = INK if isnan(value) else "white" if value > 0.6 * (top or 1) else "black"
                 axes.text(i, rows.index(row), text, color=color, ha="center", va="center", size=7.5)
             axes.set_title(title)
-            _names(axes, [_tick(study, p) for p in points], rows)
+            _names(axes, [_tick(study, p) for p in points], rows, room=14)
         every[1].set_xlabel(abbreviate(study.short(study.axis), 40) if study.axis else "point of the grid")
 
     caption = (
@@ -116,7 +121,9 @@ def collapse_figure(study: Study) -> Picture | None:
         f"{BOTTLENECK:.0%}, an empty output channel computes a constant (means over seeds)."
     )
     names = [abbreviate(_tick(study, p), 14) for p in points]
-    return draw("collapse", "Collapse and bottlenecks", caption, 1.2 + 0.2 * len(rows) + 0.06 * max(map(len, names)), paint)
+    return draw(
+        "collapse", "Collapse and bottlenecks", caption, 1.2 + 0.2 * len(rows) + 0.06 * max(map(len, names)), paint
+    )
 
 
 def agreement_figure(study: Study) -> Picture | None:
@@ -128,41 +135,40 @@ def agreement_figure(study: Study) -> Picture | None:
     Returns:
         The figure; None where fewer than two rows have masks.
     """
-    for point in study.shown[:1]:
-        groups = [g for g in study.at(point) if any(_file(run).is_file() for run in g.runs)]
-        if len(groups) < 2:
-            return None
-        masks = [[_bits(_file(run)) for run in g.runs if _file(run).is_file()][:2] for g in groups]
-        table = [[nan] * len(groups) for _ in groups]
-        for i, j in combinations(range(len(groups)), 2):
-            table[i][j] = table[j][i] = _overlap(masks[i][0], masks[j][0])
-        for i, mine in enumerate(masks):
-            table[i][i] = _overlap(*mine) if len(mine) > 1 else nan
+    point = study.shown[0] if study.shown else {}
+    groups = [g for g in study.at(point) if any(_file(run).is_file() for run in g.runs)]
+    if len(groups) < 2:
+        return None
+    masks = [[_bits(_file(run)) for run in g.runs if _file(run).is_file()][:2] for g in groups]
+    table = [[nan] * len(groups) for _ in groups]
+    for i, j in combinations(range(len(groups)), 2):
+        table[i][j] = table[j][i] = _overlap(masks[i][0], masks[j][0])
+    for i, mine in enumerate(masks):
+        table[i][i] = _overlap(*mine) if len(mine) > 1 else nan
 
-        def paint(figure: Figure) -> None:
-            axes = figure.add_subplot()
-            rows = [g.cell.row for g in groups]
-            mesh = _cells(axes, table, _linear(1), "cividis")
-            _names(axes, rows, rows)
-            for y, line in enumerate(table):
-                for x, value in enumerate(line):
-                    if not isnan(value) and len(groups) <= 10:
-                        color = "white" if value < 0.55 else "black"
-                        axes.text(x, y, f"{value:.2f}", color=color, ha="center", va="center", size=7)
-            figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02).set_label("IoU of kept entries (0 to 1)")
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        rows = [g.cell.row for g in groups]
+        mesh = _cells(axes, table, _linear(1), "cividis")
+        _names(axes, rows, rows)
+        for y, line in enumerate(table):
+            for x, value in enumerate(line):
+                if not isnan(value) and len(groups) <= 10:
+                    color = "white" if value < 0.55 else "black"
+                    axes.text(x, y, f"{value:.2f}", color=color, ha="center", va="center", size=7)
+        figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02).set_label("IoU (0 to 1)")
 
-        kept = mean(1 - (g.average(lambda run: run.record.get("sparsity")) or 0) for g in groups)
-        caption = (
-            "Look for bright pairs, whose masks keep the same weights (intersection over union; first seed of each row; "
-            f"the diagonal compares two seeds of one row): masks drawn at random would have about {kept / (2 - kept):.2f}."
-        )
-        return draw("agreement", f"Agreement of masks at {study.label(point)}", caption, _tall(len(groups), groups), paint)
-    return None
+    kept = mean(1 - (g.average(lambda run: run.record.get("sparsity")) or 0) for g in groups)
+    caption = (
+        "Look for bright pairs, whose masks keep the same weights (intersection over union; first seed of each row; "
+        f"the diagonal compares two seeds of one row): masks drawn at random would have about {kept / (2 - kept):.2f}."
+    )
+    return draw("agreement", f"Agreement of masks at {study.label(point)}", caption, _tall(len(groups), groups), paint)
 
 
 def _density(group: Group, name: str) -> float:
     def of(run: Run) -> float | None:
-        return next((x["kept"] / max(x["total"], 1) for x in run.layers if x["name"] == name), None)
+        return next((float(x["kept"] / max(x["total"], 1)) for x in run.layers if x["name"] == name), None)
 
     value = group.average(of)
     return nan if value is None else value
@@ -170,12 +176,12 @@ def _density(group: Group, name: str) -> float:
 
 def _empty(layers: Sequence[dict[str, Any]]) -> float:
     channels = sum(x["shape"][0] for x in layers if x["shape"])
-    return 100 * sum(x["empty_rows"] for x in layers) / max(channels, 1)
+    return float(100 * sum(x["empty_rows"] for x in layers) / max(channels, 1))
 
 
 def _cells(axes: Axes, table: list[list[float]], norm: Any, colors: str) -> Any:
-    mesh = axes.pcolormesh(table, norm=norm, cmap=colors, edgecolors=PAPER, linewidth=0.8)
-    mesh.set_transform(_half() + axes.transData)  # cells are centred at whole numbers
+    xs, ys = ([place - 0.5 for place in range(size + 1)] for size in (len(table[0]), len(table)))
+    mesh = axes.pcolormesh(xs, ys, table, norm=norm, cmap=colors, edgecolors=PAPER, linewidth=0.8)
     axes.set_xlim(-0.5, len(table[0]) - 0.5)
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.tick_params(length=0)
@@ -183,23 +189,17 @@ def _cells(axes: Axes, table: list[list[float]], norm: Any, colors: str) -> Any:
     return mesh
 
 
-def _half() -> Any:
-    from matplotlib.transforms import Affine2D  # noqa: PLC0415
-
-    return Affine2D().translate(-0.5, -0.5)
-
-
 def _linear(top: float) -> Any:
-    from matplotlib.colors import Normalize  # noqa: PLC0415
+    from matplotlib.colors import Normalize
 
     return Normalize(0, top)
 
 
-def _names(axes: Axes, across: Sequence[str], down: Sequence[str]) -> None:
-    short = [abbreviate(name, 14) for name in across]
-    turned = sum(map(len, short)) > 30 or max(map(len, short), default=0) * len(short) > 36
+def _names(axes: Axes, across: Sequence[str], down: Sequence[str], room: int = 44) -> None:
+    short = apart(across, 14)
+    turned = max(map(len, short), default=0) * len(short) > room
     axes.set_xticks(range(len(short)), short, rotation=90 if turned else 0)
-    axes.set_yticks(range(len(down)), [abbreviate(name, 24) for name in down])
+    axes.set_yticks(range(len(down)), apart(down, 24))
 
 
 def _tall(lines: int, groups: Sequence[Group]) -> float:
@@ -216,18 +216,23 @@ def _file(run: Run) -> Path:
 
 def _bits(file: Path) -> dict[str, Any]:
     """Read packed masks: an array of bytes a parameter, of which every bit is an entry."""
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+    from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "np") as stored:
-            return {name: stored.get_tensor(name) for name in sorted(stored.keys())}
-    except SafetensorError as error:
-        raise PruneError(f"Expected masks in {str(file)!r}; found a damaged file ({error}). Run the fit again.") from error
+            found = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
+        if any(bits.dtype != "uint8" for bits in found.values()):
+            raise ValueError("not bits")
+        return found
+    except (SafetensorError, ValueError) as error:
+        raise PruneError(
+            f"Expected masks in {str(file)!r}; found a damaged file ({error}). Run the fit again."
+        ) from error
 
 
 def _overlap(one: dict[str, Any], other: dict[str, Any]) -> float:
     """Return the intersection over the union of what two masks keep; NaN for two architectures."""
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     if {n: b.shape for n, b in one.items()} != {n: b.shape for n, b in other.items()}:
         return nan

@@ -12,12 +12,14 @@ from typing import Any
 from pl_prune.core.types import PruneError
 from pl_prune.report.canvas import Picture, need_matplotlib
 from pl_prune.report.curves import curve_figures, run_figures
-from pl_prune.report.findings import best, collapses, summary, text_of, verdicts
+from pl_prune.report.findings import best, collapses, summary, verdicts
+from pl_prune.report.grid import Run, Study
 from pl_prune.report.heatmaps import agreement_figure, collapse_figure, density_figures
 from pl_prune.report.plots import metric_figures, pareto_figures
-from pl_prune.report.reading import Run, Study, abbreviate, read_json, read_run, read_study, show
+from pl_prune.report.reading import read_json, read_run, read_study
 from pl_prune.report.sparsity import BOTTLENECK
 from pl_prune.report.style import STYLE
+from pl_prune.report.words import abbreviate, is_number, show, text_of
 
 _TIME = (
     "Masked weights save neither time nor memory: parameters and MACs kept are counts of what a device that skips zeros "
@@ -102,7 +104,9 @@ def _study(study: Study) -> tuple[str, list[Picture]]:
     broken = collapses(study)
     absent = []
     if not any(run.layers for group in study.groups for run in group.runs):
-        absent.append("No run has a report.json, so nothing is known of layers and counts; add the callback SparsityReport.")
+        absent.append(
+            "No run has a report.json, so nothing is known of layers and counts; add the callback SparsityReport."
+        )
     if not any(figure.name.startswith("training") for figure in figures):
         known = sorted({name for g in study.groups for run in g.runs for record in run.curve for name in record})
         absent.append(
@@ -133,14 +137,14 @@ def _study_table(study: Study) -> str:
         methods = dict.fromkeys(show(run.record["method"]) for run in group.runs if run.record.get("method"))
         lines.append([
             escape(cell.row),
-            *(escape(abbreviate(show(cell.settings[key]), 40)) if key in cell.settings else "–" for key in study.keys),
+            *(escape(abbreviate(show(cell.settings[key]), 40)) if key in cell.settings else "-" for key in study.keys),
             f"{len(cell.seeds)} ({escape(abbreviate(', '.join(map(str, cell.seeds)), 16))})",
             f"<strong>{last}</strong>" if any(group is one for one in bold) else last,
             escape(text_of(cell.best)),
             f"{cell.pruning_seconds:.2f}",
             f"{cell.seconds:.1f}",
-            "–" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.0f}",
-            escape("; ".join(methods)) or "–",
+            "-" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.0f}",
+            escape("; ".join(methods)) or "-",
         ])
     about = "Mean ± standard deviation over seeds; bold where the best row's interval overlaps with no other's."
     return _table([*head, "pruning (s)", "wall (s)", "peak (MiB)", "method"], lines, about)
@@ -149,20 +153,25 @@ def _study_table(study: Study) -> str:
 def _run(run: Run) -> tuple[str, list[Picture]]:
     figures = run_figures(run)
     record, cost = run.record, run.cost
-    path = {True: "yes", False: "NO: no input reaches the output"}.get(run.path, "unknown")  # type: ignore[arg-type]
+    path = {True: "yes", False: "NONE, no input reaches the output"}.get(run.path, "unknown")  # type: ignore[arg-type]
     facts = {
-        "method": show(record.get("method", "–")),
-        "sparsity": f"{record['sparsity']:.4f} of the prunable parameters" if _is_number(record.get("sparsity")) else "–",
+        "method": show(record.get("method", "-")),
+        "sparsity": f"{record['sparsity']:.4f} of the prunable parameters"
+        if is_number(record.get("sparsity"))
+        else "-",
         "path input to output": path,
-        "seed, epochs, steps": ", ".join(show(record.get(key, "–")) for key in ("seed", "epochs", "steps")),
-        "wall time, pruning time (s)": f"{show(record.get('seconds', '–'))}, {show(record.get('pruning_seconds', '–'))}",
-        "peak memory (MiB)": f"{record['peak_bytes'] / 2**20:.0f}" if record.get("peak_bytes") else "–",
+        "seed, epochs, steps": ", ".join(show(record.get(key, "-")) for key in ("seed", "epochs", "steps")),
+        "wall time, pruning time (s)": f"{show(record.get('seconds', '-'))}, {show(record.get('pruning_seconds', '-'))}",
+        "peak memory (MiB)": f"{record['peak_bytes'] / 2**20:.0f}" if record.get("peak_bytes") else "-",
     }
     for word, kept, total in (("parameters", "params_kept", "params"), ("MACs per sample", "macs_kept", "macs")):
         if kept in cost and total in cost:
             facts[f"{word} kept"] = f"{cost[kept]:,} of {cost[total]:,} ({cost[kept] / max(cost[total], 1):.2%})"
     metrics = record.get("metrics", {})
-    facts.update({f"last {name}": show(value) for name, value in (metrics if isinstance(metrics, dict) else {}).items()})
+    facts.update({
+        f"last {name}": f"{value:.6g}" if is_number(value) else show(value)
+        for name, value in (metrics if isinstance(metrics, dict) else {}).items()
+    })
     gone = [layer["name"] for layer in run.layers if layer["kept"] == 0]
     narrow = sum(_narrow(layer) and layer["kept"] > 0 for layer in run.layers)
     lead = f"{facts['method']}: {facts['sparsity']} pruned; {len(gone)} of {len(run.layers)} layers collapsed"
@@ -174,7 +183,11 @@ def _run(run: Run) -> tuple[str, list[Picture]]:
     parts = [f'<p class="lead">{escape(lead)}</p>', f"<dl>{pairs}</dl>"]
     if run.layers:
         parts += ["<h2>Layers</h2>", _layer_table(run)]
-    parts += ["<h2>Figures</h2>", _figures(figures), _notes([_TIME, "One run is one seed: it shows no spread.", *absent])]
+    parts += [
+        "<h2>Figures</h2>",
+        _figures(figures),
+        _notes([_TIME, "One run is one seed: it shows no spread.", *absent]),
+    ]
     return "\n".join(parts), figures
 
 
@@ -198,10 +211,6 @@ def _narrow(layer: dict[str, Any]) -> bool:
     return bool(layer["total"] - layer["kept"] >= BOTTLENECK * layer["total"])
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
-
-
 def _listing(title: str, words: Sequence[str], *, open_: bool) -> str:
     items = "".join(f"<li>{escape(text)}</li>" for text in words)
     opened = " open" if open_ else ""
@@ -221,7 +230,8 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], about: str) -> s
 
 def _figures(figures: Sequence[Picture]) -> str:
     items = [
-        f"<figure><h3>{escape(f.title)}</h3>\n{f.svg}\n<figcaption>{escape(f.caption)}</figcaption></figure>" for f in figures
+        f"<figure><h3>{escape(f.title)}</h3>\n{f.svg}\n<figcaption>{escape(f.caption)}</figcaption></figure>"
+        for f in figures
     ]
     return f'<div class="figures">{"".join(items)}</div>' if items else "<p>There is nothing to draw.</p>"
 

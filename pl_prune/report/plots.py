@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from math import isfinite, log10
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from pl_prune.report.canvas import INK, PAPER, Picture, draw, legend, legend_height, look
+from pl_prune.report.axes import count_axis, sparsity_axis, value_axis
+from pl_prune.report.canvas import INK, Picture, band, draw, legend, legend_height, look
 from pl_prune.report.findings import failed
-from pl_prune.report.reading import Group, Study, abbreviate, spread
+from pl_prune.report.grid import Group, Study
+from pl_prune.report.words import abbreviate, apart, spread
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _PANELS = 4
-_PER_CENT = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 
 
 def metric_figures(study: Study) -> list[Picture]:
@@ -67,7 +66,7 @@ def _lines(study: Study, other: dict[str, Any], name: str, where: str, more: str
     values = sorted({g.cell.settings[axis] for g in chosen})
     as_density = axis.endswith("sparsity") and all(0 <= v < 1 for v in values)
     rows = list(dict.fromkeys([g.cell.row for g in chosen] + [g.cell.row for g in outside]))
-    labels = [abbreviate(row, 28) for row in rows]
+    labels = apart(rows, 28)
     several = any(len(g.runs) > 1 for g in chosen)
 
     def paint(figure: Figure) -> None:
@@ -84,14 +83,13 @@ def _lines(study: Study, other: dict[str, Any], name: str, where: str, more: str
                 line.sort(key=lambda g: g.cell.settings[axis])
                 xs = [g.cell.settings[axis] for g in line]
                 ys = [mean(g.cell.last) for g in line]
-                ends = [(y - spread(g.cell.last), y + spread(g.cell.last)) for g, y in zip(line, ys, strict=True)]
                 style = look(study.rows.index(row))
-                axes.fill_between(xs, *zip(*ends, strict=True), color=style["color"], alpha=0.15, linewidth=0)
-                handles[row] = axes.plot(xs, ys, **style, markeredgecolor=PAPER, markeredgewidth=0.5)[0]
+                band(axes, xs, ys, [spread(g.cell.last) for g in line], style["color"])
+                handles[row] = axes.plot(xs, ys, **style)[0]
         if as_density:
-            _density_axis(axes, values)
-        elif len(values) <= 8:
-            axes.set_xticks(values)
+            sparsity_axis(axes, values)
+        else:
+            value_axis(axes, values)
         if zoom and (limits := _floor(study)):
             axes.set_ylim(limits)
         axes.set_xlabel(f"{abbreviate(short, 40)}{' (% pruned; log scale of what is kept)' if as_density else ''}")
@@ -100,38 +98,10 @@ def _lines(study: Study, other: dict[str, Any], name: str, where: str, more: str
         legend(figure, axes, [handles[row] for row in rows], labels)
 
     better = "higher" if study.direction == "maximize" else "lower"
-    band = "bands are ±1 standard deviation over seeds" if several else "a single seed each, so there are no bands"
+    bands = "bands are ±1 standard deviation over seeds" if several else "a single seed each, so there are no bands"
     title = f"{study.metric} against {short}{where}{', without what failed' if zoom else ''}"
-    caption = f"Look for lines ({better} is better) whose bands keep apart: {band}; rows outside the grid are horizontal.{more}"
+    caption = f"Look for lines ({better} is better) whose bands keep apart: {bands}; rows outside the grid are horizontal.{more}"
     return draw(name, title, caption, 2.9 + legend_height(labels), paint)
-
-
-def _density_axis(axes: Axes, values: Sequence[float]) -> None:
-    axes.set_xscale("function", functions=(_minus_log, _unlog))
-    pad = ((values[-1] > values[0]) and 0.04 * (_kept(values[-1]) - _kept(values[0]))) or 0.05
-    axes.set_xlim(1 - 10 ** -(_kept(values[0]) - pad), 1 - 10 ** -(_kept(values[-1]) + pad))
-    ticks = list(values) if len(values) <= 8 else [t for t in _PER_CENT if values[0] <= t <= values[-1]]
-    width = max(_kept(values[-1]) - _kept(values[0]), 1e-9)
-    far: list[float] = []
-    for tick in ticks:  # labels need a tenth of the width each
-        if not far or (_kept(tick) - _kept(far[-1])) / width > 0.09:
-            far.append(tick)
-    axes.set_xticks(far, [f"{100 * t:.4g}" for t in far])
-    axes.minorticks_off()
-
-
-def _kept(sparsity: float) -> float:
-    return -log10(1 - sparsity)
-
-
-def _minus_log(sparsity: Any) -> Any:
-    import numpy as np
-
-    return -np.log10(np.maximum(1 - np.asarray(sparsity, dtype=float), 1e-9))
-
-
-def _unlog(place: Any) -> Any:
-    return 1 - 10.0**-place
 
 
 def _bars(study: Study, points: Sequence[dict[str, Any]]) -> Picture:
@@ -197,7 +167,7 @@ def _pareto(study: Study, name: str, key: str, word: str, label: str) -> Picture
         if not front or sign * spot[1] > sign * front[-1][1]:
             front.append(spot)
     rows = [row for row in study.rows if any(s[2].cell.row == row for s in spots)]
-    labels = [*(abbreviate(row, 28) for row in rows), "Pareto front"]
+    labels = [*apart(rows, 28), "Pareto front"]
     limits = _floor(study)
     below = sum(not limits[0] <= s[1] <= limits[1] for s in spots) if limits else 0
     absent = sum(g.finite for g in study.groups) - len(spots)
@@ -232,37 +202,3 @@ def _pareto(study: Study, name: str, key: str, word: str, label: str) -> Picture
     ) + f" {absent} without a count are left out." * bool(absent)
     caption = f"Look at the ringed points: no other point keeps fewer {word} and is {better}.{notes}"
     return draw(name, f"{study.metric} against {word} kept", caption, 2.8 + legend_height(labels), paint)
-
-
-def count_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Label a logarithmic x axis of counts with a few round numbers.
-
-    Args:
-        axes: Whose.
-        values: What it must show.
-    """
-    low, high = 0.85 * min(values), 1.18 * max(values)
-    fine = (1, 1.5, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5) if high / low < 100 else (1,)
-    powers = range(int(log10(low)) - 1, int(log10(high)) + 2)
-    ticks = [t for power in powers for f in fine if low <= (t := f * 10**power) <= high]
-    axes.set_xticks(ticks, [count(t) for t in ticks])
-    axes.minorticks_off()
-    axes.set_xlim(low, high)
-
-
-def count(value: float) -> str:
-    """Return a count in few letters.
-
-    Args:
-        value: The count.
-
-    Returns:
-        "20 k", "1.5 M".
-
-    >>> count(1500), count(20), count(3e9)
-    ('1.5 k', '20', '3 G')
-    """
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if isfinite(value) and value >= size:
-            return f"{value / size:.3g} {letter}"
-    return f"{value:.3g}"

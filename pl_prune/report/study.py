@@ -86,7 +86,7 @@ def winners(found: Sequence[Cell], direction: str) -> list[Cell]:
     best = []
     for point in {json.dumps(cell.settings): cell.settings for cell in found if cell.settings}.values():
         rivals = sorted((c for c in found if c.settings == point), key=lambda c: -sign * mean(c.last))
-        if len(rivals) > 1:
+        if len(rivals) > 1 and all(len(c.last) > 1 for c in rivals):  # a single seed has no interval
             ends = [sorted(sign * end for end in c.interval()) for c in rivals]
             if all(ends[0][0] > end[1] for end in ends[1:]):
                 best.append(rivals[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import socket
 from collections.abc import Iterator, Mapping
@@ -122,8 +123,8 @@ class RunFolder:
             step: Optimizer steps that the checkpoint had done; 0 for a new run.
         """
         kept = [record for record in self.metrics() if record["step"] <= step] if step else []
-        self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
-        self._write("environment.json", json.dumps(environment(), indent=1))
+        write_whole(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        write_whole(self.path / "environment.json", json.dumps(environment(), indent=1))
 
     def log(self, record: Mapping[str, float]) -> None:
         """Append the metrics of an epoch.
@@ -146,7 +147,7 @@ class RunFolder:
             part = self.path / "masks.safetensors.part"
             save_file(state["bits"], part, {"shapes": json.dumps(state["shapes"])})
             part.replace(self.path / "masks.safetensors")
-        self._write("result.json", json.dumps(result, indent=1))
+        write_whole(self.path / "result.json", json.dumps(result, indent=1))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -169,11 +170,18 @@ class RunFolder:
                 f"Expected a record in {str(self.path / name)!r}; found something else ({error}). Delete the file and run again."
             ) from error
 
-    def _write(self, name: str, text: str) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        part = self.path / f"{name}.part"
-        part.write_text(text)
-        part.replace(self.path / name)
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file such that it is there whole or not at all.
+
+    Args:
+        file: Where to; its folder is made if need be.
+        text: The content.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(file)
 
 
 def environment() -> dict[str, Any]:

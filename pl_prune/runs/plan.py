@@ -90,7 +90,9 @@ class Plan:
         _check_keys(content, _KEYS, str(file))
         rows = content.get("rows")
         if not isinstance(rows, dict) or not rows:
-            raise PruneError(f"Expected rows, name: {{config, set}}, in {str(file)!r}; found {rows!r}. Write at least one.")
+            raise PruneError(
+                f"Expected rows, name: {{config, set}}, in {str(file)!r}; found {rows!r}. Write at least one."
+            )
         rows = {str(name): dict(row or {}) for name, row in rows.items()}
         for name, row in rows.items():
             _check_keys(row, _ROW_KEYS, f"row {name!r}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pl_prune.core.types import PruneError
-from pl_prune.runs.folder import RunFolder
+from pl_prune.runs.folder import RunFolder, write_whole
 from pl_prune.runs.lock import is_locked, locked
 from pl_prune.runs.plan import Plan, Spec
 
@@ -47,6 +47,8 @@ class Study:
         self.plan = plan
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        told = {"name": plan.name, "metric": plan.metric, "direction": plan.direction}
+        write_whole(self.folder / "study.json", json.dumps(told, indent=1))
         self.specs = {spec.key: spec for spec in plan.specs()}
         self._optuna = optuna
         self._begun = datetime.now()  # what failed before is tried again
@@ -55,8 +57,10 @@ class Study:
         try:
             with _heartbeats(), locked(self.folder / "sharing", wait=True):
                 database = optuna.storages.RDBStorage(
-                url, heartbeat_interval=HEARTBEAT, engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
-            )
+                    url,
+                    heartbeat_interval=HEARTBEAT,
+                    engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
+                )
             self._study = optuna.create_study(
                 storage=database,
                 study_name=plan.name,
@@ -102,7 +106,9 @@ class Study:
         Returns:
             Key, row, settings, seed, best and last value of the metric, times, memory, sparsity.
         """
-        done = {t.user_attrs["key"]: t.user_attrs["result"] for t in self._trials("COMPLETE") if "result" in t.user_attrs}
+        done = {
+            t.user_attrs["key"]: t.user_attrs["result"] for t in self._trials("COMPLETE") if "result" in t.user_attrs
+        }
         return [done[key] for key in self.specs if key in done]
 
     def failures(self) -> dict[str, str]:
@@ -126,7 +132,11 @@ class Study:
                 if self._orphaned(trial):
                     self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
             busy = {t.user_attrs.get("key") for t in self._trials("RUNNING", "WAITING", "COMPLETE")}
-            failed = {t.user_attrs["key"] for t in self._trials("FAIL") if "error" in t.user_attrs and t.datetime_complete > self._begun}
+            failed = {
+                t.user_attrs["key"]
+                for t in self._trials("FAIL")
+                if "error" in t.user_attrs and t.datetime_complete > self._begun
+            }
             for key in self.specs:
                 if key not in busy | failed:
                     self._study.enqueue_trial({}, user_attrs={"key": key})
@@ -205,9 +215,7 @@ class Study:
         }
 
     def _write_results(self) -> None:
-        part = self.folder / f"results.{os.getpid()}.part"
-        part.write_text("".join(json.dumps(record) + "\n" for record in self.results()))
-        part.replace(self.folder / "results.jsonl")
+        write_whole(self.folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in self.results()))
 
     def wait(self, say: Callable[[str], None]) -> None:
         """Wait until other processes have done what they hold.

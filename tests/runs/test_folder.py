@@ -26,7 +26,10 @@ def test_a_finished_run_is_read_back(tmp_path):
     assert again.metrics() == [{"epoch": 0, "step": 5, "seconds": 1.0, "acc": 0.5}]
     assert again.masks() == MASKS
     assert again.report() == {}
-    assert json.loads((again.path / "environment.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert (
+        json.loads((again.path / "environment.json").read_text())["packages"]["torch"]
+        == torch.__version__.split("+")[0]
+    )
     assert not list(again.path.glob("*.part"))
 
 

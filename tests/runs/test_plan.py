@@ -64,7 +64,10 @@ def test_the_sweep_is_the_same_grid(study, tmp_path):
     prunes = sweep["parameters"].pop("prune")["values"]
     assert sweep["parameters"] == {"optimizer.lr": {"values": [0.1]}, "seed_everything": {"values": [0, 7]}}
     assert prunes[0] == {"class_path": "Dense"}
-    assert prunes[2] == {"class_path": "pl_prune.PruneAtInit", "init_args": {"criterion": "pl_prune.SNIP", "sparsity": 0.9}}
+    assert prunes[2] == {
+        "class_path": "pl_prune.PruneAtInit",
+        "init_args": {"criterion": "pl_prune.SNIP", "sparsity": 0.9},
+    }
     assert prunes[3]["init_args"] == {"criterion": "Random", "allocation": "ERK", "sparsity": 0.8}
     assert len(prunes) == 5
     assert sweep["command"][2:6] == ["fit", "--config", str(tmp_path / "common.yaml"), "--trainer.max_epochs=2"]

@@ -46,7 +46,10 @@ class Trainer:
         for step in (1, 2):
             run.log({"epoch": step, "step": step, "seconds": 1.0, "acc": float(value + (step == 1))})
         told = {"method": spec.row, "sparsity": spec.settings.get("prune.sparsity", 0.0), "masks": None, "seconds": 1.0}
-        run.finish({**told, "pruning_seconds": 0.5, "peak_bytes": None, "epochs": 2, "steps": 2, "metrics": {"acc": value}}, plp.MaskSet({}))
+        run.finish(
+            {**told, "pruning_seconds": 0.5, "peak_bytes": None, "epochs": 2, "steps": 2, "metrics": {"acc": value}},
+            plp.MaskSet({}),
+        )
 
 
 def quiet(_: str) -> None:
@@ -153,8 +156,12 @@ def test_the_table_has_mean_deviation_and_the_best_where_intervals_part():
         return {"row": row, "settings": settings, "seed": seed, "last": last, "best": last + 0.01, **times}
 
     results = [record("dense", None, s, v) for s, v in enumerate((0.9, 0.92))]
-    results += [record("a", 0.5, s, v) for s, v in enumerate((0.8, 0.82))] + [record("b", 0.5, s, v) for s, v in enumerate((0.7, 0.72))]
-    results += [record("a", 0.9, s, v) for s, v in enumerate((0.5, 0.7))] + [record("b", 0.9, s, v) for s, v in enumerate((0.52, 0.6))]
+    results += [record("a", 0.5, s, v) for s, v in enumerate((0.8, 0.82))] + [
+        record("b", 0.5, s, v) for s, v in enumerate((0.7, 0.72))
+    ]
+    results += [record("a", 0.9, s, v) for s, v in enumerate((0.5, 0.7))] + [
+        record("b", 0.9, s, v) for s, v in enumerate((0.52, 0.6))
+    ]
     found = cells(results)
     assert [(c.row, c.settings) for c in winners(found, "maximize")] == [("a", {"prune.sparsity": 0.5})]
     assert [c.row for c in winners(found, "minimize")] == ["b"]
@@ -239,7 +246,11 @@ def test_bad_input_ends_in_a_message_and_status_two(arguments, said, small, tmp_
 def test_the_sweep_of_a_study_is_printed(small, capsys):
     assert main(["study", f"--config={small}", "--as-sweep"]) == 0
     sweep = yaml.safe_load(capsys.readouterr().out)
-    assert [p["class_path"] for p in sweep["parameters"]["prune"]["values"]] == ["Dense", *["pl_prune.PruneAtInit"] * 2, "GradualPruning"]
+    assert [p["class_path"] for p in sweep["parameters"]["prune"]["values"]] == [
+        "Dense",
+        *["pl_prune.PruneAtInit"] * 2,
+        "GradualPruning",
+    ]
 
 
 def test_settings_that_do_not_parse_fail_their_run_alone(small, tmp_path, capfd, monkeypatch):

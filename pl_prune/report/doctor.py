@@ -1,0 +1,107 @@
+"""What is installed, what is missing, and what will not work together."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any
+
+import torch
+
+from pl_prune.report.table import columns
+
+_NEEDED = {"torch": ((2, 6), None), "lightning": ((2, 6), (2, 7)), "safetensors": ((0, 4), None)}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a look at the environment found.
+
+    Args:
+        versions: Version by package; Python among them.
+        devices: What torch can run on.
+        extras: Missing packages of each extra; none where the extra is complete.
+        problems: What will not work, and what to do.
+    """
+
+    versions: dict[str, str]
+    devices: list[str]
+    extras: dict[str, list[str]]
+    problems: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data.
+
+        Returns:
+            What `json.dumps` takes.
+        """
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return it for a terminal.
+
+        Returns:
+            Tables and lines.
+        """
+        extras = [
+            (name, "complete" if not missing else f"missing {', '.join(missing)}: pip install 'pl_prune[{name}]'")
+            for name, missing in self.extras.items()
+        ]
+        return "\n".join([
+            columns([("package", "version"), *self.versions.items()]),
+            "",
+            f"devices: {', '.join(self.devices)}",
+            "",
+            *(f"extra {name:<12}{what}" for name, what in extras),
+            "",
+            *([f"PROBLEM: {problem}" for problem in self.problems] or ["no problem found"]),
+        ])
+
+
+def examine() -> Findings:
+    """Look at the environment.
+
+    Returns:
+        What is there.
+    """
+    versions = {"python": platform.python_version()}
+    versions |= {name: found for name in ("pl_prune", *_NEEDED, "pytorch-lightning") if (found := _version(name))}
+    problems = []
+    for name, (least, below) in _NEEDED.items():
+        numbers = tuple(int(n) for n in re.findall(r"\d+", versions.get(name, "0"))[:2])
+        if numbers < least or (below is not None and numbers >= below):
+            end = f", below {'.'.join(map(str, below))}" if below else ""
+            problems.append(
+                f"{name} {versions.get(name, 'missing')}: needed is {'.'.join(map(str, least))} or newer{end}. Install that."
+            )
+    if versions.get("pytorch-lightning", versions.get("lightning")) != versions.get("lightning"):
+        problems.append(
+            f"lightning {versions.get('lightning')} beside pytorch-lightning {versions['pytorch-lightning']}: callbacks of one do not fit "
+            "the Trainer of the other. Import from lightning.pytorch alone, and install both in one version."
+        )
+    cuda = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return Findings(versions, [f"cpu, {torch.get_num_threads()} threads", *cuda], _extras(), problems)
+
+
+def _extras() -> dict[str, list[str]]:
+    """Return the missing packages of each extra, as the package's own metadata list them."""
+    extras: dict[str, list[str]] = {}
+    for line in requires("pl_prune") or []:
+        extra = re.search(r"extra == [\'\"](\w+)", line)
+        name = re.match(r"[\w.-]+", line)
+        if extra and name and name[0] != "pl_prune" and extra[1] not in ("all", "dev", "docs"):
+            missing = extras.setdefault(extra[1], [])
+            if not _version(name[0]):
+                missing.append(name[0])
+    return extras
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,441 @@
+"""The page of a study and of a run: what it says, that it stands alone, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import torch
+
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.types import PruneError
+from pl_prune.report.heatmaps import _bits, _overlap
+from pl_prune.report.html import write_report
+from pl_prune.runs.folder import RunFolder
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+SPARSITIES = (0.5, 0.9, 0.99)
+
+
+class Page(HTMLParser):
+    """A page taken apart; raises where elements are not nested."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.texts: dict[str, str] = {"lead": "", "li": "", "figcaption": "", "h3": "", "strong": "", "all": ""}
+        self.size = path.stat().st_size
+        self.feed(path.read_text())
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(f"lead:{tag}" if dict(attrs).get("class") == "lead" else tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop().rpartition(":")[2] == tag
+
+    def handle_data(self, data):
+        self.texts["all"] += data
+        for kind in self.texts.keys() & set(self.open):
+            self.texts[kind] += data
+        if "lead:p" in self.open:
+            self.texts["lead"] += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def line(self, *start: str) -> list[str]:
+        (found,) = (row for row in self.rows if row[: len(start)] == list(start))
+        return found
+
+    def stands_alone(self) -> None:
+        kinds = [tag for tag, _ in self.tags]
+        assert "script" not in kinds
+        assert "link" not in kinds
+        for tag, attrs in self.tags:
+            assert tag != "img" or attrs.get("alt")
+            for name, value in attrs.items():
+                assert name not in ("src", "href", "xlink:href") or (value or "").startswith(("#", "data:")), (
+                    tag,
+                    attrs,
+                )
+        drawings = [attrs for tag, attrs in self.tags if tag == "svg"]
+        assert all(a["role"] == "img" and len(a["aria-label"] or "") > 30 for a in drawings)
+        assert kinds.count("figure") == kinds.count("figcaption") == len(drawings)
+        ids = [attrs["id"] for _, attrs in self.tags if "id" in attrs]
+        assert len(ids) == len(set(ids))
+        used = set(re.findall(r"url\(#([^)]*)\)", json.dumps(self.tags))) | {
+            href[1:] for _, a in self.tags if (href := a.get("xlink:href") or "").startswith("#")
+        }
+        assert used <= set(ids)
+
+
+def layers(kept: dict[str, int], total: int = 64) -> list[dict]:
+    shape = [8, total // 8]
+    return [
+        {"name": n, "shape": shape, "kept": k, "total": total, "empty_rows": 8 - min(k, 8)} for n, k in kept.items()
+    ]
+
+
+def add(folder: Path, row: str, settings: dict, seed: int, last: float, **more) -> None:
+    """Write a run as a study does, and add it to the results."""
+    key = f"{re.sub(r'[^a-zA-Z0-9]', '_', row)}_{'_'.join(f'{v}' for v in settings.values())}_seed={seed}"
+    sparsity = more.get("sparsity", next((v for v in settings.values() if isinstance(v, float) and v < 1), 0.0))
+    run = RunFolder(folder / "runs" / key)
+    run.path.mkdir(parents=True)
+    names = more.get("layers", [f"network.block{i}.conv.weight" for i in range(3)])
+    generator = torch.Generator().manual_seed(seed)
+    masks = MaskSet({n: torch.rand(8, 8, generator=generator) >= sparsity for n in names} if sparsity else {})
+    kept = more.get("kept", {n: max(k, 1) for n, (k, _) in masks.counts().items()} or dict.fromkeys(names, 64))
+    for epoch in range(more.get("epochs", 3)):
+        run.log({
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "val/acc": last * (epoch + 1) / more.get("epochs", 3),
+            "val/loss": 0.1,
+        })
+    cost = {"params": 1000, "params_kept": 100 + sum(kept.values()), "macs": 9000, "macs_kept": 10 * sum(kept.values())}
+    report = {"layers": layers(kept), "cost": cost, "path": more.get("path", True), "metrics": {}}
+    (run.path / "report.json").write_text(json.dumps(report))
+    result = {"method": f"{row}() at {sparsity}", "sparsity": sparsity, "seed": seed, "epochs": 3, "steps": 30}
+    result |= {"seconds": 5.0 + seed, "pruning_seconds": 0.5, "peak_bytes": 2**30, "metrics": {"val/acc": last}}
+    run.finish(result, masks)
+    record = {"key": key, "row": row, "settings": settings, "best": max(last, 0.9), "last": last, **result}
+    with (folder / "results.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def small(folder: Path) -> Path:
+    """Three rows and dense at three points: at 0.5 intervals overlap, at 0.9 `far` wins, at 0.99 `dies` collapses."""
+    for seed in range(3):
+        add(folder, "dense", {}, seed, 0.95 + 0.001 * seed)
+        for sparsity in SPARSITIES:
+            add(folder, "near", {"prune.sparsity": sparsity}, seed, 0.90 - sparsity / 10 + 0.01 * seed)
+            shift = 0.001 if sparsity == 0.5 else 0.05
+            add(folder, "far", {"prune.sparsity": sparsity}, seed, 0.90 - sparsity / 10 + shift + 0.01 * seed)
+        names = [f"network.block{i}.conv.weight" for i in range(3)]
+        dead = {"kept": dict(zip(names, (5, 0, 1), strict=True)), "path": False}
+        add(folder, "dies", {"prune.sparsity": 0.99}, seed, 0.1 + 0.001 * seed, **dead)
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path):
+    return small(tmp_path / "small")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A study with its page, for tests that only read."""
+    folder = small(tmp_path_factory.mktemp("written") / "small")
+    return folder, write_report(folder)
+
+
+def test_a_study_is_a_page_that_stands_alone_with_its_figures_beside_it(written):
+    study, path = written
+    assert path == study / "report.html"
+    page = Page(path)
+    page.stands_alone()
+    pngs = sorted((study / "report_figures").iterdir())
+    assert 9 <= len(pngs) <= 12
+    assert len(pngs) == sum(tag == "svg" for tag, _ in page.tags)
+    assert all(png.read_bytes().startswith(b"\x89PNG") for png in pngs)
+    assert not list(study.rglob("*.part"))
+    for word in (
+        "against sparsity",
+        "Density of each layer",
+        "Collapse",
+        "parameters kept",
+        "MACs kept",
+        "during training",
+    ):
+        assert word in page.texts["h3"], word
+    assert "Agreement of masks" in page.texts["h3"]
+    assert "save neither time nor memory" in page.texts["all"]
+
+
+def test_the_first_paragraph_says_who_won_and_where_nobody_did(written):
+    page = Page(written[1])
+    lead = page.texts["lead"]
+    assert "far won at sparsity 0.9 and 0.99" in lead
+    assert "nobody won at sparsity 0.5" in lead
+    assert "near won" not in lead
+    assert "24 runs of 4 rows" in lead
+    assert "dense row has 0.9510 ± 0.0010" in lead
+    assert "Collapsed: dies at sparsity 0.99." in lead
+    points = page.texts["li"]
+    assert "At sparsity 0.5, nobody won: far has the highest mean val/acc" in points
+    assert "overlaps with that of near" in points
+    assert "At sparsity 0.9, far won" in points
+    assert (
+        "dies collapsed at sparsity 0.99: nothing is kept of network.block1.conv.weight in 3 of 3 runs; "
+        "no path leads from input to output in 3 of 3 runs; val/acc is 0.1010 ± 0.0010, at most half"
+    ) in points
+    assert "far collapsed" not in points
+
+
+def test_a_metric_to_be_minimized_turns_the_verdict_round(study):
+    lead = Page(write_report(study, direction="minimize")).texts["lead"]
+    assert "near won at sparsity 0.9" in lead
+    assert "dies won at sparsity 0.99" in lead
+
+
+def test_the_table_holds_means_and_deviations_of_the_data(written):
+    study, path = written
+    page = Page(path)
+    records = [json.loads(line) for line in (study / "results.jsonl").read_text().splitlines()]
+    checked = 0
+    for row in ("near", "far"):
+        for sparsity in SPARSITIES:
+            values = [r["last"] for r in records if r["row"] == row and r["settings"] == {"prune.sparsity": sparsity}]
+            best = [r["best"] for r in records if r["row"] == row and r["settings"] == {"prune.sparsity": sparsity}]
+            line = page.line(row, str(sparsity))
+            assert line[2] == "3 (0, 1, 2)"
+            assert line[3] == f"{mean(values):.4f} ± {stdev(values):.4f}"
+            assert line[4] == f"{mean(best):.4f} ± {stdev(best):.4f}"
+            assert line[5:] == ["0.50", "6.0", "1024", f"{row}() at {sparsity}"]
+            checked += 1
+    assert checked == 6
+    assert page.line("dense")[1] == "-"
+    assert page.texts["strong"] == page.line("far", "0.9")[3] + page.line("far", "0.99")[3]
+
+
+def test_a_single_seed_wins_nothing_and_has_no_band(tmp_path):
+    for row, value in (("a", 0.9), ("b", 0.5)):
+        add(tmp_path / "s", row, {"prune.sparsity": 0.9}, 0, value)
+    page = Page(write_report(tmp_path / "s"))
+    assert "Nobody won at sparsity 0.9" in page.texts["lead"]
+    assert "with a single seed each there is no interval" in page.texts["li"]
+    assert "no bands" in page.texts["figcaption"]
+    assert page.texts["strong"] == ""
+    assert page.line("a", "0.9")[3] == "0.9000"
+
+
+def test_text_of_the_data_is_escaped(tmp_path):
+    names = ["<script>alert(1)</script>", "$x_", '_hidden & "quoted" -->', "<b>"]
+    for seed in range(2):
+        for i, name in enumerate(names):
+            add(
+                tmp_path / "s",
+                name,
+                {"k<i>": "<u>"},
+                seed,
+                0.5 + i / 10,
+                layers=["<img src=x>.weight", "b"],
+                sparsity=0.5,
+            )
+    path = write_report(tmp_path / "s", metric="val/acc")
+    page = Page(path)
+    page.stands_alone()
+    assert not {"b", "i", "u", "img", "script"} & {tag for tag, _ in page.tags}
+    assert page.line("<b>")[1] == "<u>"
+    assert "<b> won at k<i> <u>" in page.texts["lead"]
+    assert page.texts["all"].count("$x_") > 3
+
+
+@pytest.mark.parametrize("grid", ["lr", "two keys", "no number", "none"])
+def test_other_grids_get_their_figures(tmp_path, grid):
+    points = {
+        "lr": [{"optimizer.lr": 0.1}, {"optimizer.lr": 1}, {"optimizer.lr": 10}],
+        "two keys": [{"on": flag, "prune.sparsity": s} for flag in (True, False) for s in (0.0, 0.5)],
+        "no number": [{"a.kind": "x"}, {"b.kind": {"class_path": "y" * 90}}],
+        "none": [{}],
+    }[grid]
+    for seed in range(2):
+        for row in ("one", "other row"):
+            for i, point in enumerate(points):
+                add(tmp_path / "s", row, point, seed, 0.5 + i / 50 + (row == "one") / 5 + seed / 100, sparsity=0.5)
+    page = Page(write_report(tmp_path / "s"))
+    page.stands_alone()
+    expected = {"lr": "against lr", "two keys": "against sparsity at on true", "no number": "of each row"}
+    assert expected.get(grid, "of each row") in page.texts["h3"]
+    assert "one won at" in page.texts["lead"]
+    assert "nobody" not in page.texts["lead"]
+
+
+def test_a_diverged_row_is_named_and_wins_nothing(tmp_path):
+    for seed in range(2):
+        for row, value in (("a", 0.9), ("b", 0.5), ("nan", float("nan")), ("inf", float("inf"))):
+            add(tmp_path / "s", row, {"prune.sparsity": 0.9}, seed, value)
+    page = Page(write_report(tmp_path / "s"))
+    assert "a won at sparsity 0.9" in page.texts["lead"]
+    assert "nan and inf ended in a number that is not finite" in page.texts["li"]
+    assert "inf collapsed at sparsity 0.9" in page.texts["li"]
+
+
+def test_runs_without_report_metrics_or_masks_leave_figures_out_and_say_so(study):
+    for name in ("report.json", "metrics.jsonl", "masks.safetensors"):
+        for file in study.rglob(name):
+            file.unlink()
+    page = Page(write_report(study))
+    assert [tag for tag, _ in page.tags].count("svg") == 2  # the metric, whole and near the top
+    assert "No run has a report.json" in page.texts["li"]
+    assert "no training curves" in page.texts["li"]
+    shutil.rmtree(study / "runs")
+    assert "far won" in Page(write_report(study)).texts["lead"]
+
+
+def test_a_second_page_leaves_no_figure_of_the_first(study):
+    figures = study / "report_figures"
+    figures.mkdir()
+    mine = figures / "mine.png"
+    for file in (mine, figures / "09_collapse.png"):
+        file.touch()
+    shutil.rmtree(study / "runs")
+    write_report(study)
+    assert len(list((study / "report_figures").iterdir())) == 3
+    assert mine.exists()
+
+
+def test_agreement_is_the_intersection_over_the_union(written):
+    runs = [written[0] / "runs" / f"{name}_seed=0" for name in ("near_0.9", "far_0.5")]
+    one, other = (torch.cat([m.flatten() for _, m in sorted(RunFolder(run).masks().items())]) for run in runs)
+    expected = int((one & other).sum()) / int((one | other).sum())
+    assert 0 < expected < 1
+    assert _overlap(*(_bits(run / "masks.safetensors") for run in runs)) == expected
+
+
+def test_a_single_run_has_its_summary_layers_and_curves(study, tmp_path):
+    run = study / "runs" / "dies_0.99_seed=1"
+    path = write_report(run, tmp_path / "elsewhere" / "run.html")
+    assert path == tmp_path / "elsewhere" / "run.html"
+    page = Page(path)
+    page.stands_alone()
+    assert "dies() at 0.99" in page.texts["lead"]
+    assert "1 of 3 layers collapsed (network.block1.conv.weight), 2 bottlenecks" in page.texts["lead"]
+    assert "NONE, no input reaches the output" in page.texts["lead"]
+    assert page.line("network.block1.conv.weight") == [
+        "network.block1.conv.weight",
+        "8x8",
+        "0 / 64",
+        "0.00%",
+        "8 / 8",
+        "COLLAPSED",
+    ]
+    assert page.texts["h3"] == "Density of each layeracc during trainingloss during training"
+    assert len(list((tmp_path / "elsewhere" / "report_figures").iterdir())) == 3
+    (run / "report.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    assert "no report.json" in Page(write_report(run)).texts["li"]
+
+
+def test_two_hundred_runs_stay_small(tmp_path):
+    names = [f"network.encoder.layers.{i}.self_attention.out_projection.weight" for i in range(60)]
+    folder = tmp_path / "large"
+    for seed in range(3):
+        for i in range(13):
+            for s in (0.5, 0.8, 0.9, 0.95, 0.98):
+                row = f"a row with a rather long name, number {i}"
+                add(folder, row, {"prune.sparsity": s}, seed, 0.9 - i / 100, layers=names, epochs=60)
+    for seed in range(5):
+        add(folder, "dense", {}, seed, 0.95, layers=names)
+    path = write_report(folder)
+    assert len((folder / "results.jsonl").read_text().splitlines()) == 200
+    page = Page(path)
+    page.stands_alone()
+    assert page.size < 5e6
+    assert [tag for tag, _ in page.tags].count("svg") <= 12
+
+
+def break_(study: Path, case: str) -> Path:
+    run = study / "runs" / "far_0.9_seed=0"
+    if case == "no folder":
+        return study / "nowhere"
+    if case == "other folder":
+        return study / "runs"
+    if case == "unfinished":
+        (run / "result.json").unlink()
+        return run
+    if case == "empty":
+        (study / "results.jsonl").write_text("")
+    elif case == "not begun":
+        (study / "results.jsonl").unlink()
+    elif case == "half a line":
+        text = (study / "results.jsonl").read_text()
+        (study / "results.jsonl").write_text(text[:40] + "\n" + text)
+    elif case == "no metric":
+        (study / "results.jsonl").write_text('{"key": "a", "row": "a"}\n')
+    elif case == "text":
+        text = (study / "results.jsonl").read_text()
+        (study / "results.jsonl").write_text(re.sub(r'"last": [0-9.]+', '"last": "high"', text))
+    elif case == "report":
+        (run / "report.json").write_text('{"layers": [')
+    elif case == "layers":
+        (run / "report.json").write_text('{"layers": [{"name": "w"}]}')
+    elif case == "metrics":
+        (run / "metrics.jsonl").write_text("[1]\n")
+    elif case == "masks":
+        (study / "runs" / "far_0.99_seed=0" / "masks.safetensors").write_bytes(b"1234")
+    elif case == "result":
+        (run / "result.json").write_text("{")
+        return run
+    return study
+
+
+@pytest.mark.parametrize(
+    ("case", "found"),
+    [
+        ("no folder", "no such folder"),
+        ("other folder", "found neither"),
+        ("unfinished", "a run that is not finished"),
+        ("empty", "Expected finished runs .* found none"),
+        ("not begun", "a study that has written no results yet"),
+        ("half a line", "Expected a JSON record .*results.jsonl"),
+        ("no metric", "without settings, seed"),
+        ("text", "Expected a row, settings and numbers"),
+        ("report", "Expected a JSON record .*report.json"),
+        ("layers", "Expected the report of SparsityReport"),
+        ("metrics", "Expected a JSON record .*metrics.jsonl"),
+        ("masks", "Expected masks .* damaged"),
+        ("result", "Expected a JSON record .*result.json"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_and_nothing_is_written(study, case, found):
+    folder = break_(study, case)
+    with pytest.raises(PruneError, match=found):
+        write_report(folder)
+    assert not list(study.rglob("report.html"))
+    assert not list(study.rglob("report_figures"))
+
+
+def test_a_wrong_direction_is_refused(study):
+    with pytest.raises(PruneError, match="'maximize' or 'minimize'; found 'up'"):
+        write_report(study, direction="up")
+
+
+def test_without_matplotlib_the_extra_is_named(study, monkeypatch):
+    for name in [n for n in sys.modules if n.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(PruneError, match=r"pip install 'pl_prune\[report\]'"):
+        write_report(study)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_shows_the_page(written, tmp_path):
+    shot = tmp_path / "shot.png"
+    options = (
+        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --window-size=800,2000"
+    )
+    command = ["chromium", *options.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}"]
+    subprocess.run([*command, written[1].as_uri()], check=True, capture_output=True, timeout=60)
+    assert shot.read_bytes().startswith(b"\x89PNG")
+    assert shot.stat().st_size > 30_000
