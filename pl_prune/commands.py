@@ -62,7 +62,6 @@ def study(argv: Sequence[str]) -> int:
         _start_workers(options.workers, argv)
     if options.worker:
         return 0
-    work.wait(_say)
     failures = work.failures()
     if options.json:
         sys.stdout.write(

@@ -53,6 +53,7 @@ class Study:
         self._optuna = optuna
         self._begun = datetime.now()  # what failed before is tried again
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._local = storage is None
         url = storage or f"sqlite:///{self.folder.resolve() / 'study.db'}"
         try:
             with _heartbeats(), locked(self.folder / "sharing", wait=True):
@@ -86,18 +87,28 @@ class Study:
         return RunFolder(self.folder / "runs" / spec.key)
 
     def work(self, train: Train, say: Callable[[str], None]) -> None:
-        """Take runs that are left, one after another, until there is none.
+        """Take runs that are left, one after another, until the study is done.
+
+        Runs that other processes hold are waited for, and taken over if their process dies.
 
         Args:
             train: Trains one run.
             say: Is told what happens, a line at a time.
         """
         worker = f"{socket.gethostname()}-{os.getpid()}"
-        with locked(self.folder / "workers" / worker):
+        with locked(self.folder / "workers" / worker, wait=True):  # others may just be looking
             self._share_out()
             say(f"{len(self.results())} of {len(self.specs)} runs are done")
-            while self._take_one(train, say, worker):
-                pass
+            waiting = False
+            while True:
+                if self._take_one(train, say, worker):
+                    continue
+                if not self._trials("RUNNING"):
+                    break
+                if not waiting:
+                    say("waiting for runs that other processes hold")
+                waiting = True
+                time.sleep(1)
             self._write_results()
 
     def results(self) -> list[dict[str, Any]]:
@@ -144,9 +155,11 @@ class Study:
     def _orphaned(self, trial: Any) -> bool:
         """Say whether a running trial's worker was on this machine and is gone."""
         worker = trial.user_attrs.get("worker")
-        if worker is None:
-            started = trial.datetime_start
-            return started is not None and datetime.now() - started > _JUST_STARTED
+        if worker is None:  # its process had no time to say who it is
+            me = f"{socket.gethostname()}-{os.getpid()}"
+            others = [p for p in (self.folder / "workers").glob("*") if p.name != me and is_locked(p)]
+            old = trial.datetime_start is None or datetime.now() - trial.datetime_start > _JUST_STARTED
+            return old or (self._local and not others)
         here = worker.rpartition("-")[0] == socket.gethostname()
         return here and not is_locked(self.folder / "workers" / worker)
 
@@ -216,20 +229,6 @@ class Study:
 
     def _write_results(self) -> None:
         write_whole(self.folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in self.results()))
-
-    def wait(self, say: Callable[[str], None]) -> None:
-        """Wait until other processes have done what they hold.
-
-        Args:
-            say: Is told what is waited for.
-        """
-        said = False
-        while any(not self._orphaned(t) for t in self._trials("RUNNING")):
-            if not said:
-                say("waiting for runs that other processes hold")
-            said = True
-            time.sleep(1)
-        self._write_results()
 
 
 @contextmanager
