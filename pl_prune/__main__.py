@@ -67,23 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pl_prune import commands
     from pl_prune.core.types import PruneError
 
-    own = {"report": commands.report, "doctor": commands.doctor}
-    if command in own:
-        try:
-            return own[command](rest)
-        except PruneError as error:
-            sys.stderr.write(f"pl-prune {command}: {error}\n")
-            return 2
+    own = {"study": commands.study, "report": commands.report, "doctor": commands.doctor}
     try:
+        if command in own:
+            return own[command](rest)
         from pl_prune import cli
+    except PruneError as error:
+        sys.stderr.write(f"pl-prune {command}: {error}\n")
+        return 2
     except ImportError as error:
         sys.stderr.write(
             f"pl-prune: the command line needs more packages ({error}). Run `pip install 'pl_prune[cli]'`.\n"
         )
         return 2
     try:
-        if command == "study":
-            return commands.study(rest)
         if command == "inspect":
             cli.Inspect(args=["fit", *rest])
         else:
