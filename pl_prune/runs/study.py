@@ -34,7 +34,7 @@ class Study:
         storage: URL of the database; None: the file study.db in the folder.
 
     Raises:
-        PruneError: If Optuna is missing, the database cannot be reached, or it holds another study of this name.
+        PruneError: If Optuna is missing, or the database cannot be reached.
     """
 
     def __init__(self, plan: Plan, folder: str | Path, storage: str | None = None) -> None:
@@ -98,6 +98,7 @@ class Study:
         worker = f"{socket.gethostname()}-{os.getpid()}"
         with locked(self.folder / "workers" / worker, wait=True):  # others may just be looking
             self._share_out()
+            self._refuse_changed()
             say(f"{len(self.results())} of {len(self.specs)} runs are done")
             waiting = False
             while True:
@@ -110,6 +111,17 @@ class Study:
                 waiting = True
                 time.sleep(1)
             self._write_results()
+
+    def _refuse_changed(self) -> None:
+        """Raise if a finished run was made with other settings than the plan has now: it would be shown as if it had them."""
+        for record in self.results():
+            spec = self.specs[record["key"]]
+            now = {"config": [Path(file).name for file in spec.config], "values": spec.values}
+            if record["asked"] != now:
+                raise PruneError(
+                    f"Expected the settings that {spec.key!r} was run with, {record['asked']}; found {now}. "
+                    "Give the changed study another name or --folder, or put the settings back."
+                )
 
     def results(self) -> list[dict[str, Any]]:
         """List the finished runs, in the plan's order.
@@ -221,6 +233,7 @@ class Study:
             "row": spec.row,
             "settings": spec.settings,
             "seed": spec.seed,
+            "asked": {"config": [Path(file).name for file in spec.config], "values": spec.values},
             "best": best,
             "last": values[-1],
             **{name: result[name] for name in kept},

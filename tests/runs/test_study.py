@@ -262,3 +262,11 @@ def test_settings_that_do_not_parse_fail_their_run_alone(small, tmp_path, capfd,
     out = capfd.readouterr().out
     assert "failed: odd_seed=0: PruneError: Expected settings that `pl-prune fit` takes" in out
     assert "spersity" in out
+
+
+def test_settings_that_changed_under_finished_runs_are_refused(tmp_path):
+    Study(PLAN, tmp_path).work(Trainer(), quiet)
+    changed, train = Study(Plan(**{**PLAN.__dict__, "set": {"trainer.max_epochs": 9}}), tmp_path), Trainer()
+    with expect_refusal("'dense_seed=0'", "trainer.max_epochs", "another name or --folder"):
+        changed.work(train, quiet)
+    assert train.trained == []
