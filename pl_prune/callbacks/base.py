@@ -19,7 +19,7 @@ from pl_prune.core import sync
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
-from pl_prune.core.types import Params, PruneError, check_type, describe, plain
+from pl_prune.core.types import Params, PruneError, describe, plain
 from pl_prune.optim.attach import Enforcement
 
 
@@ -27,8 +27,9 @@ class PruningCallback(Callback, ABC):
     """Make masks, keep them in force, and carry them through checkpoints.
 
     Parameter objects and names never change; masks live in the callback's state, so a checkpoint's `state_dict` loads
-    strictly into the plain module. A checkpoint without this callback's state is refused: a pruned run never goes on
-    densely unnoticed.
+    strictly into
+    the plain module. A checkpoint without this callback's state is refused: a pruned run never goes on densely
+    unnoticed.
 
     Args:
         select: Which parameters are prunable; None for none.
@@ -41,10 +42,6 @@ class PruningCallback(Callback, ABC):
     """
 
     def __init__(self, select: Select | None, samples: Samples, name: str | None = None) -> None:
-        check_type(
-            "select", Select() if select is None else select, Select, "for example pl_prune.Select(exclude=['head'])"
-        )
-        check_type("samples", samples, Samples, "for example pl_prune.Samples(per_class=10)")
         self.select = select
         self.samples = samples
         self.name = name

@@ -73,6 +73,8 @@ class GradualPruning(PruningCallback):
         check_type("criterion", criterion, Criterion, "for example pl_prune.Magnitude()")
         check_type("schedule", schedule, Schedule, "for example pl_prune.Cubic(final=0.9)")
         check_type("allocation", allocation, Allocation, "for example pl_prune.ERK()")
+        check_type("select", select, Select, "for example pl_prune.Select(exclude=['head'])")
+        check_type("samples", samples, Samples, "for example pl_prune.Samples(per_class=10)")
         check_choice("start_from", start_from, ("dense", "zeros"))
         if rewind_to is not None and not _is_step(rewind_to):
             raise PruneError(

@@ -64,6 +64,8 @@ class PruneAtInit(PruningCallback):
         super().__init__(select, samples, name)
         check_type("criterion", criterion, Criterion, "for example pl_prune.SNIP()")
         check_type("allocation", allocation, Allocation, "for example pl_prune.ERK()")
+        check_type("select", select, Select, "for example pl_prune.Select(exclude=['head'])")
+        check_type("samples", samples, Samples, "for example pl_prune.Samples(per_class=10)")
         check_sparsity(sparsity)
         check_choice("on_layer_collapse", on_layer_collapse, ("warn", "raise", "repair"))
         check_choice("bn_warmup", bn_warmup, ("auto", "always", "never"))
