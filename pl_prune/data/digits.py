@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_prune.core.types import PruneError
+from pl_prune.data.shape import to_shape
 from pl_prune.data.shuffle import EpochShuffle
 
 
@@ -18,12 +21,22 @@ class Digits(LightningDataModule):
     Args:
         batch_size: Samples per batch.
         seed: Seed of the split and of the order of training batches.
+        image_size: Resize images to so many pixels a side; None leaves their size.
+        channels: 1, or 3 for the same image three times; None leaves the one.
     """
 
-    def __init__(self, batch_size: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self,
+        batch_size: int = 64,
+        seed: int = 0,
+        image_size: int | None = None,
+        channels: Literal[1, 3] | None = None,
+    ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.seed = seed
+        self.image_size = image_size
+        self.channels = channels
 
     def setup(self, stage: str) -> None:
         """Load and split.
@@ -42,6 +55,8 @@ class Digits(LightningDataModule):
             ) from error
         digits = load_digits()
         x = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+        for step in to_shape(self.image_size, self.channels):
+            x = step(x)
         y = torch.from_numpy(digits.target).long()
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))
         train, val, test = order[:1257], order[1257:1437], order[1437:]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 
 from pl_prune.core.types import PruneError
+from pl_prune.data.shape import OfClasses, to_shape
 from pl_prune.data.shuffle import EpochShuffle
 
 
@@ -26,6 +27,10 @@ class Images(LightningDataModule, ABC):
         train_samples: Take only the first so many training images, in a fixed random order; None takes all.
         test_samples: The same of the test images.
         seed: Seed of the orders.
+        image_size: Resize images to so many pixels a side; None leaves their size. With `channels`, it brings data sets to
+            one shape, which masks that move between them need.
+        channels: 1 (the mean over channels) or 3 (repeated); None leaves them.
+        labels: Only images of these classes, numbered anew in this order; None takes all.
     """
 
     downloadable: ClassVar[bool] = True
@@ -39,6 +44,9 @@ class Images(LightningDataModule, ABC):
         train_samples: int | None = None,
         test_samples: int | None = None,
         seed: int = 0,
+        image_size: int | None = None,
+        channels: Literal[1, 3] | None = None,
+        labels: list[int] | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -54,6 +62,9 @@ class Images(LightningDataModule, ABC):
         self.train_samples = train_samples
         self.test_samples = test_samples
         self.seed = seed
+        self.image_size = image_size
+        self.channels = channels
+        self.labels = labels
 
     @abstractmethod
     def open(self, train: bool, transform: Any, download: bool) -> Any:
@@ -97,9 +108,10 @@ class Images(LightningDataModule, ABC):
         try:
             from torchvision.transforms.v2 import Compose
 
-            self.train_set = self._part(True, Compose(self.transforms(augment=True)))
-            self.plain_train_set = self._part(True, Compose(self.transforms(augment=False)))
-            self.test_set = self._part(False, Compose(self.transforms(augment=False)))
+            shape = to_shape(self.image_size, self.channels)
+            self.train_set = self._part(True, Compose([*self.transforms(augment=True), *shape]))
+            self.plain_train_set = self._part(True, Compose([*self.transforms(augment=False), *shape]))
+            self.test_set = self._part(False, Compose([*self.transforms(augment=False), *shape]))
         except ImportError as error:
             raise PruneError(
                 f"Expected torchvision and what it reads {type(self).__name__} with; found {error.name!r} missing. "
@@ -114,6 +126,8 @@ class Images(LightningDataModule, ABC):
 
     def _part(self, train: bool, transform: Any) -> Any:
         data = self.open(train, transform, download=False)
+        if self.labels is not None:
+            data = OfClasses(data, self.labels)
         count = self.train_samples if train else self.test_samples
         if count is None:
             return data

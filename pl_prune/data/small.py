@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -30,6 +30,9 @@ class CIFAR(Images):
         train_samples: Take only the first so many training images, in a fixed random order; None takes all.
         test_samples: The same of the test images.
         seed: Seed of the orders.
+        image_size: Resize images to so many pixels a side; None leaves their size.
+        channels: 1 (the mean over channels) or 3; None leaves them.
+        labels: Only images of these classes, numbered anew in this order; None takes all.
     """
 
     def __init__(
@@ -42,8 +45,13 @@ class CIFAR(Images):
         train_samples: int | None = None,
         test_samples: int | None = None,
         seed: int = 0,
+        image_size: int | None = None,
+        channels: Literal[1, 3] | None = None,
+        labels: list[int] | None = None,
     ) -> None:
-        super().__init__(root, batch_size, workers, download, train_samples, test_samples, seed)
+        super().__init__(
+            root, batch_size, workers, download, train_samples, test_samples, seed, image_size, channels, labels
+        )
         if classes not in (10, 100):
             raise PruneError(f"Expected 10 or 100 classes; found {classes}. Choose one of them.")
         self.classes = classes

@@ -102,3 +102,45 @@ def test_folders_that_do_not_fit_together_are_errors(tmp_path):
         TinyImageNet(str(tmp_path / "tiny"), **SMALL).setup("fit")
     with expect_refusal("10 or 100 classes", "found 20", "Choose"):
         CIFAR(classes=20)
+
+
+@pytest.mark.parametrize("root", ["mnist", "cifar10", "svhn"], indirect=True)
+def test_data_sets_are_brought_to_one_shape_and_to_some_classes(root):
+    kind = {"mnist": MNIST, "cifar10": CIFAR, "svhn": SVHN}[root[0]]
+    whole, part = (kind(root[1], image_size=16, channels=3, labels=labels, **SMALL) for labels in (None, [7, 2]))
+    whole.setup("fit")
+    part.setup("fit")
+    x, y = part.plain_train_set[0]
+    assert x.shape == (3, 16, 16)
+    old = [(image, label) for image, label in whole.plain_train_set if label in (7, 2)]
+    assert len(part.plain_train_set) == len(old) > 1
+    for (image, label), (same, was) in zip(part.plain_train_set, old, strict=True):
+        assert torch.equal(image, same)
+        assert label == {7: 0, 2: 1}[int(was)]
+    drawn = Samples(per_class=1, seed=3).batches(part.scoring_dataloader())[0]
+    assert sorted(drawn[1].tolist()) == [0, 1]
+
+
+def test_digits_are_resized_and_made_grey_or_coloured():
+    data = Digits(image_size=4, channels=3)
+    data.setup("fit")
+    x = data.train_set.tensors[0]
+    assert x.shape[1:] == (3, 4, 4)
+    assert torch.equal(x[:, 0], x[:, 2])
+
+
+@pytest.mark.parametrize("root", ["mnist"], indirect=True)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"labels": [3, 3]}, ["each once", "[3, 3]"]),
+        ({"labels": [12]}, ["classes of the data", "[12]"]),
+        ({"labels": []}, ["classes of the data", "[]"]),
+        ({"image_size": 0}, ["image_size", "0"]),
+        ({"channels": 2}, ["1 or 3 channels", "2"]),
+    ],
+)
+def test_shapes_and_classes_that_cannot_be_are_refused(root, settings, words):
+    data = MNIST(root[1], **{**SMALL, **settings})
+    with expect_refusal(*words):
+        data.setup("fit")
