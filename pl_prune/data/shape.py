@@ -21,6 +21,9 @@ def to_shape(image_size: int | None, channels: Literal[1, 3] | None) -> list[Cal
 
     Returns:
         Functions of images (..., C, H, W), to be called in this order.
+
+    Raises:
+        PruneError: If there is no such shape.
     """
     steps: list[Callable[[Tensor], Tensor]] = []
     if image_size is not None:

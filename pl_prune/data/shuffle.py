@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sized
 
 import torch
@@ -9,13 +10,14 @@ from torch.utils.data import Sampler
 
 
 class EpochShuffle(Sampler[int]):
-    """Shuffle anew in every epoch, by the seed and the epoch's number alone.
+    """Shuffle anew in every epoch, by the run's seed, a seed of its own and the epoch's number alone.
 
+    Runs of other seeds (Lightning's `seed_everything`) see other orders, so that a spread over seeds has all of it.
     Lightning calls `set_epoch`, so that a run resumed at an epoch's end sees the same order as an uninterrupted one.
 
     Args:
         data: What to shuffle.
-        seed: Seed of the order.
+        seed: Another order under the same seed of the run.
     """
 
     def __init__(self, data: Sized, seed: int = 0) -> None:
@@ -32,7 +34,8 @@ class EpochShuffle(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        run = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        generator = torch.Generator().manual_seed((run * 1_009 + self.seed) * 1_000_003 + self.epoch)
         return iter(torch.randperm(len(self.data), generator=generator).tolist())
 
     def __len__(self) -> int:

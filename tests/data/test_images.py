@@ -7,6 +7,7 @@ from refusal import expect_refusal
 
 from pl_prune.core.samples import Samples
 from pl_prune.data import CIFAR, MNIST, SVHN, Digits, ImageNet, TinyImageNet
+from pl_prune.data.shuffle import EpochShuffle
 
 SMALL = {"batch_size": 4, "workers": 0}
 KINDS = {
@@ -110,7 +111,7 @@ def test_data_sets_are_brought_to_one_shape_and_to_some_classes(root):
     whole, part = (kind(root[1], image_size=16, channels=3, labels=labels, **SMALL) for labels in (None, [7, 2]))
     whole.setup("fit")
     part.setup("fit")
-    x, y = part.plain_train_set[0]
+    x = part.plain_train_set[0][0]
     assert x.shape == (3, 16, 16)
     old = [(image, label) for image, label in whole.plain_train_set if label in (7, 2)]
     assert len(part.plain_train_set) == len(old) > 1
@@ -144,3 +145,16 @@ def test_shapes_and_classes_that_cannot_be_are_refused(root, settings, words):
     data = MNIST(root[1], **{**SMALL, **settings})
     with expect_refusal(*words):
         data.setup("fit")
+
+
+def test_the_order_of_batches_follows_the_run_and_the_epoch(monkeypatch):
+    def order(run, epoch):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(run))
+        sampler = EpochShuffle(range(50))
+        sampler.set_epoch(epoch)
+        return tuple(sampler)
+
+    orders = {(run, epoch): order(run, epoch) for run in (0, 1, 42) for epoch in (0, 1)}
+    assert len(set(orders.values())) == len(orders)
+    assert all(sorted(one) == list(range(50)) for one in orders.values())
+    assert order(42, 1) == orders[42, 1]
