@@ -32,18 +32,16 @@ def transfer_picture(cells: Sequence[TransferCell]) -> Picture:
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
-        for axes, index, values in (
-            (left, "DTI", lambda cell: cell.dti),
-            (right, "I³", lambda cell: cell.i3),
-        ):
+        for axes, index in ((left, "DTI"), (right, "I³")):
             for i, criterion in enumerate(criteria):
                 mine = [cell for cell in cells if cell.criterion == criterion]
+                found = [cell.dti if axes is left else cell.i3 for cell in mine]
                 ys = [heights[criterion, (cell.dataset, cell.sparsity)] for cell in mine]
                 axes.barh(ys, [2 * c.noise() for c in mine], left=[-c.noise() for c in mine], color="0.6", alpha=0.35)
                 axes.errorbar(
-                    [mean(values(cell)) for cell in mine],
+                    [mean(values) for values in found],
                     ys,
-                    xerr=[stdev(values(cell)) if len(cell.seeds) > 1 else 0.0 for cell in mine],
+                    xerr=[stdev(values) if len(values) > 1 else 0.0 for values in found],
                     label=criterion,
                     capsize=2,
                     **{**look(i), "linestyle": "none"},
