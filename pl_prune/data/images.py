@@ -31,6 +31,7 @@ class Images(LightningDataModule, ABC):
             one shape, which masks that move between them need.
         channels: 1 (the mean over channels) or 3 (repeated); None leaves them.
         labels: Only images of these classes, numbered anew in this order; None takes all.
+        standardise: Whether to standardise; without, images are in [0, 1], as attacks need them (`NormalizedModel`).
     """
 
     downloadable: ClassVar[bool] = True
@@ -47,6 +48,7 @@ class Images(LightningDataModule, ABC):
         image_size: int | None = None,
         channels: Literal[1, 3] | None = None,
         labels: list[int] | None = None,
+        standardise: bool = True,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -65,6 +67,7 @@ class Images(LightningDataModule, ABC):
         self.image_size = image_size
         self.channels = channels
         self.labels = labels
+        self.standardise = standardise
 
     @abstractmethod
     def open(self, train: bool, transform: Any, download: bool) -> Any:
@@ -106,12 +109,9 @@ class Images(LightningDataModule, ABC):
             PruneError: If the data are not there, or torchvision is not.
         """
         try:
-            from torchvision.transforms.v2 import Compose
-
-            shape = to_shape(self.image_size, self.channels)
-            self.train_set = self._part(True, Compose([*self.transforms(augment=True), *shape]))
-            self.plain_train_set = self._part(True, Compose([*self.transforms(augment=False), *shape]))
-            self.test_set = self._part(False, Compose([*self.transforms(augment=False), *shape]))
+            self.train_set = self._part(True, self._transform(augment=True))
+            self.plain_train_set = self._part(True, self._transform(augment=False))
+            self.test_set = self._part(False, self._transform(augment=False))
         except ImportError as error:
             raise PruneError(
                 f"Expected torchvision and what it reads {type(self).__name__} with; found {error.name!r} missing. "
@@ -123,6 +123,12 @@ class Images(LightningDataModule, ABC):
                 f"Expected {type(self).__name__}'s images under {self.root!r}; found none ({error}). "
                 f"Set data.init_args.root to their folder{other}."
             ) from error
+
+    def _transform(self, augment: bool) -> Any:
+        from torchvision.transforms.v2 import Compose, Normalize
+
+        steps = [t for t in self.transforms(augment) if self.standardise or not isinstance(t, Normalize)]
+        return Compose([*steps, *to_shape(self.image_size, self.channels)])
 
     def _part(self, train: bool, transform: Any) -> Any:
         data = self.open(train, transform, download=False)

@@ -33,6 +33,7 @@ class CIFAR(Images):
         image_size: Resize images to so many pixels a side; None leaves their size.
         channels: 1 (the mean over channels) or 3; None leaves them.
         labels: Only images of these classes, numbered anew in this order; None takes all.
+        standardise: Whether to standardise; without, images are in [0, 1].
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class CIFAR(Images):
         image_size: int | None = None,
         channels: Literal[1, 3] | None = None,
         labels: list[int] | None = None,
+        standardise: bool = True,
     ) -> None:
-        super().__init__(
-            root, batch_size, workers, download, train_samples, test_samples, seed, image_size, channels, labels
-        )
+        sizes = (batch_size, workers, download, train_samples, test_samples)
+        super().__init__(root, *sizes, seed, image_size, channels, labels, standardise)
         if classes not in (10, 100):
             raise PruneError(f"Expected 10 or 100 classes; found {classes}. Choose one of them.")
         self.classes = classes

@@ -1,0 +1,1 @@
+"""Attacks, robust losses, and an evaluation of robustness: torch only."""
