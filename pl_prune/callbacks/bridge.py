@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pl_prune.core import sync
 from pl_prune.core.allocate import Allocation
+from pl_prune.core.archive import hash_batches
 from pl_prune.core.batch import batch_size
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.initialise import Init, initialise_
@@ -35,16 +36,19 @@ class Bridge:
     """A module, its scoring data and its loss.
 
     The loss is what `training_step` returns (or `scoring_step(batch, batch_idx)`, where the module has one), run on
-    the bare
-    module in evaluation mode, in the parameters' own precision. Data comes from `scoring_dataloader()` of the
-    datamodule or the
-    module where there is one, else from the train set.
+    the bare module in evaluation mode, in the parameters' own precision. Data comes from `scoring_dataloader()` of the
+    datamodule or the module where there is one, else from the train set.
 
     Args:
         trainer: A trainer that has reached `on_fit_start`.
         pl_module: Its module.
         select: Which parameters are prunable.
         samples: Which samples to read.
+
+    Attributes:
+        source: Where the samples of the last scores came from, in words.
+        hashing: Whether to hash them.
+        data: Their hash, if they were hashed.
     """
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule, select: Select, samples: Samples) -> None:
@@ -53,6 +57,8 @@ class Bridge:
         self.select = select
         self.samples = samples
         self.source = "no data"
+        self.hashing = False
+        self.data: str | None = None
         self._from = ""
         self._loader: DataLoader[Any] | None = None
         self._example: Any = None
@@ -80,6 +86,7 @@ class Bridge:
                 batches = self._read(loader, self.samples)
                 share = " on this rank" if sync.rank_and_size()[1] > 1 else ""
                 self.source = f"{sum(map(batch_size, batches))} samples{share} of {self._from}"
+                self.data = hash_batches(batches) if self.hashing else None
             params = self.prunable() if within is None else self._learning(within)
             probe = Probe(self.pl_module, params, self.loss, batches, self._track)
             return iterate(criterion, probe, allocation, sparsity, within)
@@ -110,10 +117,7 @@ class Bridge:
         Args:
             kind: The distribution.
         """
-        self.find_loader()
-        with self.quiet():
-            params = self.prunable()
-        initialise_(params, kind, self.samples.seed)
+        initialise_(self.selected(), kind, self.samples.seed)
 
     def warm_up_norms(self, batches: int) -> str:
         """Set the running statistics of every batch norm to those of the data, and change nothing else.
@@ -151,15 +155,15 @@ class Bridge:
             self._example = self._read(self.find_loader(), replace(self.samples, total=2), share=False)[0]
         return self._example
 
-    def selected(self) -> list[str]:
-        """Return the names of the selected parameters.
+    def selected(self) -> Params:
+        """Return the selected parameters as they are.
 
         Returns:
-            Parameter names.
+            Parameters by name.
         """
         self.find_loader()
         with self.quiet():
-            return list(self.prunable())
+            return self.prunable()
 
     def prunable(self) -> Params:
         """Return the selected parameters, the output layer found by running one batch inside `quiet`.
@@ -263,10 +267,8 @@ class Bridge:
         if self._loader is None:
             for owner in (getattr(self.trainer, "datamodule", None), self.pl_module):
                 if owner is not None and hasattr(owner, "scoring_dataloader"):
-                    self._loader, self._from = (
-                        owner.scoring_dataloader(),
-                        f"{type(owner).__name__}.scoring_dataloader()",
-                    )
+                    self._loader = owner.scoring_dataloader()
+                    self._from = f"{type(owner).__name__}.scoring_dataloader()"
                     break
             else:
                 self.trainer.fit_loop.setup_data()

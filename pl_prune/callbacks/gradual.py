@@ -73,8 +73,6 @@ class GradualPruning(PruningCallback):
         check_type("criterion", criterion, Criterion, "for example pl_prune.Magnitude()")
         check_type("schedule", schedule, Schedule, "for example pl_prune.Cubic(final=0.9)")
         check_type("allocation", allocation, Allocation, "for example pl_prune.ERK()")
-        check_type("select", select, Select, "for example pl_prune.Select(exclude=['head'])")
-        check_type("samples", samples, Samples, "for example pl_prune.Samples(per_class=10)")
         check_choice("start_from", start_from, ("dense", "zeros"))
         if rewind_to is not None and not _is_step(rewind_to):
             raise PruneError(
@@ -120,9 +118,7 @@ class GradualPruning(PruningCallback):
             PruneError: If more weights are zero than the schedule ever asks for.
         """
         self._begin()
-        names = bridge.selected()
-        live = dict(bridge.pl_module.named_parameters())
-        params = {name: live[name] for name in names}
+        params = bridge.selected()
         make = MaskSet.from_zeros if self.start_from == "zeros" else MaskSet.ones_like
         masks = sync.masks_of_rank_zero(lambda: make(params), bridge.pl_module.device)
         final, total = self.schedule.sparsity(self.schedule.last), sum(p.numel() for p in params.values())
@@ -238,8 +234,10 @@ class GradualPruning(PruningCallback):
         if total - prune_count(target, total) >= sum(kept for kept, _ in masks.counts().values()):
             return
         start = perf_counter()
-        new, _ = bridge.prune(self.criterion, self.allocation, target, within=masks)
+        new, scores = bridge.prune(self.criterion, self.allocation, target, within=masks)
         self.pruning_seconds += perf_counter() - start
+        if self._steps >= self.schedule.last:
+            self._hand_over(bridge, scores, self.criterion, sparsity=target)
         emptied = [name for name, (kept, _) in new.counts().items() if not kept and masks.counts()[name][0]]
         if emptied:
             rank_zero_warn(

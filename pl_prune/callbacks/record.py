@@ -15,21 +15,24 @@ from pl_prune.callbacks.base import pruning_callbacks
 from pl_prune.callbacks.report import run_folder
 from pl_prune.core import sync
 from pl_prune.core.masks import MaskSet
-from pl_prune.core.types import PruneError
+from pl_prune.core.store import read_header
+from pl_prune.core.types import PruneError, Scores
 from pl_prune.runs.folder import RunFolder
 
 
 class RunRecord(Callback):
-    """Write a run's environment, metrics, masks and result into its folder, and never over a finished run.
+    """Write a run's environment, metrics, scores, masks and result into its folder, and never over a finished run.
 
     The folder is the logger's own (`save_dir/name/version`). Without a logger, and in `fast_dev_run`, nothing is written.
-    `pl-prune fit` adds this callback.
+    Scores are written as soon as masks have been made from them, and not kept; of `GradualPruning`, those of the last
+    change of the masks. `pl-prune fit` adds this callback.
     """
 
     def __init__(self) -> None:
         self._run: RunFolder | None = None
         self._open = ExitStack()
         self._start = 0.0
+        self._scored = False  # in this fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the folder.
@@ -46,6 +49,8 @@ class RunRecord(Callback):
             if trainer.is_global_zero:
                 refuse_finished(trainer)
                 self._take(RunFolder(run_folder(trainer)))
+                for callback in pruning_callbacks(trainer):
+                    callback.keep_scores = self._keep
         except PruneError as caught:
             error = caught
         sync.agree(error)
@@ -54,7 +59,17 @@ class RunRecord(Callback):
         self._open.enter_context(run.locked())
         self._run = run
         self._start = perf_counter()
+        self._scored = False
         _forget_peak()
+
+    def _keep(self, scores: Scores, about: dict[str, Any]) -> None:
+        assert self._run is not None
+        about = {**about, "seed": _seed()}
+        if self._scored:  # by another callback, of other parameters
+            scores = {**(self._run.scores() or {}), **scores}
+            about["before"] = read_header(self._run.path / "scores.safetensors")["meta"]
+        self._run.keep_scores(scores, about)
+        self._scored = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the environment.
@@ -64,6 +79,8 @@ class RunRecord(Callback):
             pl_module: The module.
         """
         if self._run is not None:
+            if trainer.global_step == 0 and not self._scored:
+                (self._run.path / "scores.safetensors").unlink(missing_ok=True)  # of a fit that came to nothing
             self._run.begin(trainer.global_step)
             self._start -= sum(record["seconds"] for record in self._run.metrics()[-1:])
 
@@ -97,7 +114,7 @@ class RunRecord(Callback):
             "method": "; ".join(cb.method for cb in pruning) or "dense",
             "sparsity": masks.sparsity(),
             "masks": masks.digest() if masks else None,
-            "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+            "seed": _seed(),
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
@@ -105,7 +122,12 @@ class RunRecord(Callback):
             "pruning_seconds": round(sum(cb.pruning_seconds for cb in pruning), 3),
             "peak_bytes": _peak(),
         }
-        self._run.finish(result, masks)
+        about = {
+            "method": result["method"],
+            "seed": _seed(),
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+        }
+        self._run.finish(result, masks, about)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let the folder go.
@@ -115,7 +137,7 @@ class RunRecord(Callback):
             pl_module: The module.
             exception: What was raised.
         """
-        self._let_go()
+        self._let_go(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the folder go.
@@ -125,9 +147,12 @@ class RunRecord(Callback):
             pl_module: The module.
             stage: fit, validate, test or predict.
         """
-        self._let_go()
+        self._let_go(trainer)
 
-    def _let_go(self) -> None:
+    def _let_go(self, trainer: Trainer) -> None:
+        if self._run is not None:
+            for callback in pruning_callbacks(trainer):
+                callback.keep_scores = None
         self._open.close()
         self._run = None
 
@@ -152,6 +177,10 @@ def refuse_finished(trainer: Trainer) -> None:
             f"Expected a folder without a finished run; found one in {str(run.path)!r}. "
             "Choose another (trainer.logger.init_args.version, say), or delete it."
         )
+
+
+def _seed() -> int | None:
+    return int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None
 
 
 def _forget_peak() -> None:

@@ -16,7 +16,7 @@ from pl_prune.core.topk import top_k
 from pl_prune.core.types import PruneError, check_scores, check_type, prune_count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Allocation(ABC):
     """Decide where the kept entries go.
 
@@ -59,8 +59,8 @@ class Allocation(ABC):
         check_type("scores", scores, Mapping, "what `score` returned for one criterion")
         check_scores(scores)
         total = sum(score.numel() for score in scores.values())
-        keep = total - prune_count(sparsity, total)
         pool = self._pool(scores, within)
+        keep = self._budget(list(scores.values()), sparsity, pool)
         if pool is not None and (available := sum(int(p.count_nonzero()) for p in pool)) < keep:
             raise PruneError(
                 f"Expected {keep} entries to keep at sparsity {sparsity}; found only {available} in `within`. "
@@ -106,6 +106,11 @@ class Allocation(ABC):
             required.append(mark)
         return required
 
+    def _budget(self, values: list[Tensor], sparsity: float, pool: list[Tensor] | None) -> int:
+        """Count the entries to keep."""
+        total = sum(value.numel() for value in values)
+        return total - prune_count(sparsity, total)
+
     @abstractmethod
     def _select(
         self, values: list[Tensor], keep: int, pool: list[Tensor] | None, required: list[Tensor] | None
@@ -141,22 +146,15 @@ class LayerAllocation(Allocation):
     """
 
     @abstractmethod
-    def weight(self, shape: torch.Size) -> int:
-        """Return the share of a layer, before the cap at its size.
-
-        Args:
-            shape: Shape of the layer's parameter.
-
-        Returns:
-            A positive integer; only ratios between layers matter.
-        """
+    def _split(self, shapes: list[torch.Size], sizes: list[int], floors: list[int], keep: int) -> list[int]:
+        """Share `keep` out over layers of these shapes; each gets at least its floor and at most its size."""
 
     def _select(
         self, values: list[Tensor], keep: int, pool: list[Tensor] | None, required: list[Tensor] | None
     ) -> list[Tensor]:
         sizes = [v.numel() for v in values] if pool is None else [int(p.count_nonzero()) for p in pool]
         floors = [int(r.count_nonzero()) for r in required] if required else [0] * len(values)
-        shares = _webster([self.weight(v.shape) for v in values], sizes, floors, keep)
+        shares = self._split([v.shape for v in values], sizes, floors, keep)
         marked = []
         for i, (value, share) in enumerate(zip(values, shares, strict=True)):
             one = Global()._select(
@@ -174,16 +172,8 @@ class Layerwise(LayerAllocation):
     {'a': (3, 6), 'b': (1, 2)}
     """
 
-    def weight(self, shape: torch.Size) -> int:
-        """Return the size of the layer.
-
-        Args:
-            shape: Shape of the layer's parameter.
-
-        Returns:
-            Its number of entries.
-        """
-        return max(shape.numel(), 1)
+    def _split(self, shapes: list[torch.Size], sizes: list[int], floors: list[int], keep: int) -> list[int]:
+        return webster([max(shape.numel(), 1) for shape in shapes], sizes, floors, keep)
 
 
 @dataclass(frozen=True)
@@ -198,16 +188,8 @@ class ERK(LayerAllocation):
     {'a': (14, 16), 'b': (54, 256)}
     """
 
-    def weight(self, shape: torch.Size) -> int:
-        """Return the sum of the dimensions, to which the number of kept entries is proportional.
-
-        Args:
-            shape: Shape of the layer's parameter.
-
-        Returns:
-            n_out + n_in + kernel sizes.
-        """
-        return max(sum(shape), 1)
+    def _split(self, shapes: list[torch.Size], sizes: list[int], floors: list[int], keep: int) -> list[int]:
+        return webster([max(sum(shape), 1) for shape in shapes], sizes, floors, keep)
 
 
 def _best_of_slices(value: Tensor, inside: Tensor | None, dim: int, count: int, floor: str) -> Tensor:
@@ -229,8 +211,21 @@ def _best_of_slices(value: Tensor, inside: Tensor | None, dim: int, count: int, 
     return mark.view(value.movedim(dim, 0).shape).movedim(0, dim)
 
 
-def _webster(weights: list[int], sizes: list[int], floors: list[int], keep: int) -> list[int]:
-    """Split `keep` by the divisor rule with floors and caps, ties to the earlier layer."""
+def webster(weights: list[int], sizes: list[int], floors: list[int], keep: int) -> list[int]:
+    """Split a number by Webster's divisor rule with floors and caps, ties to the earlier layer.
+
+    Args:
+        weights: Positive integers, to which the shares are proportional.
+        sizes: The largest share of each.
+        floors: The smallest share of each.
+        keep: The number to split, from the sum of the floors to the sum of the sizes.
+
+    Returns:
+        Shares that sum to `keep`.
+
+    >>> webster([6, 6, 2], [6, 6, 2], [0, 0, 0], 5)
+    [2, 2, 1]
+    """
 
     def shares(divisor: Fraction) -> list[int]:
         return [

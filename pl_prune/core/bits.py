@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 20
@@ -35,12 +36,7 @@ def pack(mask: Tensor) -> Tensor:
     Returns:
         A flat uint8 tensor on the CPU.
     """
-    flat = mask.reshape(-1).cpu().view(torch.uint8)
-    padded = nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
-    packed = torch.zeros(padded.shape[0], dtype=torch.uint8)
-    for bit in range(8):
-        packed |= padded[:, bit] << bit
-    return packed
+    return torch.from_numpy(np.packbits(mask.reshape(-1).cpu().numpy(), bitorder="little"))
 
 
 def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -59,5 +55,5 @@ def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     size = torch.Size(shape).numel()
     if bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
         raise ValueError(f"{bits.numel()} bytes of {bits.dtype} for shape {shape}")
-    spread = torch.stack([(bits >> bit) & 1 for bit in range(8)], dim=1)
-    return spread.reshape(-1)[:size].bool().reshape(shape)
+    spread = np.unpackbits(bits.cpu().numpy(), count=size, bitorder="little")
+    return torch.from_numpy(spread).view(torch.bool).reshape(shape)

@@ -24,6 +24,8 @@ class Criterion(ABC):
         uses_gradients: Whether anything is differentiated.
         curvature: Which second derivatives are used or estimated, in words.
         can_return: Whether an entry that one round pruned may be kept by the next.
+        layerwise_only: Whether scores order the entries of a layer and compare nothing between layers, so that only an
+            allocation with a budget for each layer may select by them.
         rounds: How many times the network is scored, each time as masked so far.
     """
 
@@ -33,6 +35,7 @@ class Criterion(ABC):
     uses_gradients: ClassVar[bool] = True
     curvature: ClassVar[str] = "none"
     can_return: ClassVar[bool] = False
+    layerwise_only: ClassVar[bool] = False
     rounds: int = 1
 
     def __post_init__(self) -> None:

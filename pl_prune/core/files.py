@@ -13,18 +13,22 @@ from torch import Tensor, nn
 from pl_prune.core.types import PruneError
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> None:
     """Load weights and buffers alone into a model, or into the one submodule that they fit.
 
     Args:
         model: Any module; its parameters stay the same objects.
         path: A Lightning checkpoint, a state_dict saved by `torch.save`, or a `.safetensors` file.
+        new_head: Whether the one layer whose shapes differ, the output layer for another number of classes, keeps the
+            model's own weights.
 
     Raises:
         PruneError: If there is no such file, it holds no state_dict, names or shapes differ from the model's, or several
             submodules fit.
     """
     found = _read(Path(path))
+    if new_head:
+        found = _with_own_head(model, found)
     shapes = {name: tuple(t.shape) for name, t in found.items()}
     states = {name: m.state_dict() for name, m in model.named_modules()}
     fitting = [n for n, state in states.items() if shapes == {k: tuple(t.shape) for k, t in state.items()}]
@@ -51,6 +55,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         f"Expected {path} to hold the {len(expected)} tensors of {type(model).__name__} or of a submodule; found {len(found)} tensors, "
         f"{len(odd)} of other names or shapes: {', '.join(odd[:4])}. Pass weights of the same architecture and number of classes."
     )
+
+
+def _with_own_head(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the model's own tensors in the place of those of one layer whose shapes differ, wherever else the names fit."""
+    for module in model.modules():
+        own = module.state_dict()
+        odd = [name for name, t in own.items() if name in found and t.shape != found[name].shape]
+        if own.keys() == found.keys() and len({name.rpartition(".")[0] for name in odd}) == 1:
+            return {**found, **{name: own[name] for name in odd}}
+    return found
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from pl_prune.core import sync
-from pl_prune.core.allocate import Allocation
+from pl_prune.core.allocate import Allocation, LayerAllocation
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.probe import Probe
 from pl_prune.core.score import run_criterion
-from pl_prune.core.types import Scores, check_sparsity
+from pl_prune.core.types import PruneError, Scores, check_sparsity, describe
 
 
 def iterate(
@@ -32,6 +32,10 @@ def iterate(
     Returns:
         The same masks on every rank, and the scores of the last round.
 
+    Raises:
+        PruneError: If the sparsity is out of range, or scores that compare nothing between layers meet an allocation that
+            lets layers compete.
+
     Source:
         Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow, algorithm 1.
         The exponent acts on the density:
@@ -39,6 +43,11 @@ def iterate(
         in its first round.
     """
     check_sparsity(sparsity)
+    if criterion.layerwise_only and not isinstance(allocation, LayerAllocation):
+        raise PruneError(
+            f"Expected an allocation with a budget for each layer, since {type(criterion).__name__} orders the entries of a layer and "
+            f"compares nothing between layers; found {describe(allocation)}. Use Layerwise(), ERK() or SmartRatio()."
+        )
     device = next(iter(probe.params.values())).device
     whole = {name: p.detach().clone() for name, p in probe.params.items()} if criterion.rounds > 1 else {}
     density = 1.0 if within is None else 1 - within.sparsity()
@@ -47,16 +56,21 @@ def iterate(
         for done in probe.track(range(1, criterion.rounds + 1), "rounds") if whole else [1]:
             last = done == criterion.rounds
             target = sparsity if last else 1 - density * ((1 - sparsity) / density) ** (done / criterion.rounds)
-            scores = sync.agreed(lambda: run_criterion(criterion, probe.fresh()))
+            scores = sync.agreed(lambda: run_criterion(criterion, probe.fresh(whole)))
             masks = _same(allocation, scores, target, within if criterion.can_return else masks, device)
             if not last:
+                _restore(probe, whole)  # what an earlier round pruned may have returned
                 masks.apply_(probe.params)
     finally:
-        with torch.no_grad():
-            for name, weight in whole.items():
-                probe.params[name].copy_(weight)
+        _restore(probe, whole)
     assert masks is not None
     return masks, scores
+
+
+@torch.no_grad()
+def _restore(probe: Probe, whole: Scores) -> None:
+    for name, weight in whole.items():
+        probe.params[name].copy_(weight)
 
 
 def _same(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_prune.core.bits import pack, unpack, zero_
+from pl_prune.core.seeds import generator_of
 from pl_prune.core.types import PruneError
 
 
@@ -65,19 +66,19 @@ class MaskSet(Mapping[str, Tensor]):
         """Permute each mask at random: the control that tells a score from the layer densities it leads to.
 
         Args:
-            seed: Seed of a generator on the CPU.
+            seed: Seed; with it, a parameter's name and size alone decide how its mask is permuted.
 
         Returns:
             Masks that keep as many entries of each parameter, elsewhere.
 
         Source:
-            Su et al., Sanity-checking pruning methods: random tickets can win the jackpot.
+            Su et al., Sanity-checking pruning methods: random tickets can win the jackpot (layerwise rearrange).
         """
-        generator = torch.Generator().manual_seed(seed)
-        orders = {name: torch.randperm(p.numel(), generator=generator) for name, p in self._pruned.items()}
-        return MaskSet({
-            name: self[name].flatten()[orders[name].to(p.device)].view_as(p) for name, p in self._pruned.items()
-        })
+        moved = {}
+        for name, mask in self.items():
+            order = torch.randperm(mask.numel(), generator=generator_of(seed, name)).to(mask.device)
+            moved[name] = mask.flatten()[order].view_as(mask)
+        return MaskSet(moved)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._pruned[name].logical_not()
@@ -228,14 +229,13 @@ class MaskSet(Mapping[str, Tensor]):
             PruneError: If names or shapes differ.
         """
         if self.shapes() != other.shapes():
-            odd = sorted(set(self.shapes().items()) ^ set(other.shapes().items()))
+            apart = sorted(set(self.shapes().items()) ^ set(other.shapes().items()))
             raise PruneError(
-                f"Expected masks of the same names and shapes; found differences at {odd[:4]}. Compare masks of one architecture."
+                f"Expected masks of the same names and shapes; found differences at {apart[:4]}. Compare masks of one architecture."
             )
         total = sum(p.numel() for p in self._pruned.values())
-        return sum(int((p ^ other._pruned[name].to(p.device)).sum()) for name, p in self._pruned.items()) / max(
-            total, 1
-        )
+        odd = sum(int((p ^ other._pruned[name].to(p.device)).sum()) for name, p in self._pruned.items())
+        return odd / max(total, 1)
 
     def to(self, device: torch.device | str) -> MaskSet:
         """Return the masks on a device.

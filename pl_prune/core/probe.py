@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -36,6 +36,7 @@ class Probe:
         loss: `loss(model, batch)`, the mean loss of a batch; None where there is no data.
         batches: The batches of this rank; a rank may have none.
         track: Wraps an iterable and a label, to show progress.
+        dense: The weights before any round pruned them, in the place of those of `params`.
     """
 
     def __init__(
@@ -45,22 +46,27 @@ class Probe:
         loss: Loss | None = None,
         batches: Sequence[Any] = (),
         track: Track = _silent,
+        dense: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model = model
         self.params = params
         self.batches = batches
         self._loss = loss
         self.track = track
+        self.dense = dense or params
         self._known: dict[str, Scores] = {}
         self._tempered: dict[float, Probe] = {}
 
-    def fresh(self) -> Probe:
+    def fresh(self, dense: Mapping[str, Tensor] | None = None) -> Probe:
         """Return a probe that knows nothing yet, for weights that have changed.
+
+        Args:
+            dense: The weights before any round pruned them.
 
         Returns:
             A probe of the same model and data.
         """
-        return Probe(self.model, self.params, self._loss, self.batches, self.track)
+        return Probe(self.model, self.params, self._loss, self.batches, self.track, dense)
 
     def tempered(self, temperature: float) -> Probe:
         """Return a probe whose loss is the cross-entropy of `logits / temperature`.
@@ -79,7 +85,7 @@ class Probe:
                 logits, labels = self.logits(batch)
                 return cross_entropy(logits / temperature, labels)
 
-            self._tempered[temperature] = Probe(self.model, self.params, loss, self.batches, self.track)
+            self._tempered[temperature] = Probe(self.model, self.params, loss, self.batches, self.track, self.dense)
         return self._tempered[temperature]
 
     def logits(self, batch: Any) -> tuple[Tensor, Tensor]:

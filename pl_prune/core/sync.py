@@ -158,17 +158,28 @@ def check_same(masks: MaskSet) -> None:
 
     Args:
         masks: This rank's masks.
+    """
+    fix = "Resume every rank from the same checkpoint; if there is none, report this as a bug."
+    check_alike("masks", masks.digest() if rank_and_size()[1] > 1 else "", fix)
+
+
+def check_alike(what: str, digest: str, fix: str) -> None:
+    """Raise unless every rank has the same digest of something.
+
+    Args:
+        what: What it is the digest of, in the plural.
+        digest: This rank's.
+        fix: What to do about it.
 
     Raises:
-        PruneError: If a rank holds others; names the ranks.
+        PruneError: If a rank has another one; names the ranks.
     """
     size = rank_and_size()[1]
     if size > 1:
         digests = [""] * size
-        dist.all_gather_object(digests, masks.digest())
-        odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        dist.all_gather_object(digests, digest)
+        odd = [rank for rank, found in enumerate(digests) if found != digests[0]]
         if odd:
             raise PruneError(
-                f"Expected the same masks on every rank; found others than rank 0's on ranks {odd}. "
-                "Resume every rank from the same checkpoint; if there is none, report this as a bug."
+                f"Expected the same {what} on every rank; found others than rank 0's on ranks {odd}. {fix}"
             )

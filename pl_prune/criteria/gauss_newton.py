@@ -13,6 +13,7 @@ from pl_prune.core.batch import pick
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.persample import squared_sums
 from pl_prune.core.probe import Probe
+from pl_prune.core.seeds import generator_of
 from pl_prune.core.types import Scores, check_count, check_positive
 from pl_prune.criteria.fisher import TaylorSign, taylor
 
@@ -108,7 +109,7 @@ class GaussNewtonDiagonal(Criterion):
         if self.probes >= samples:
             return probe.mean("Gauss-Newton probes", of_samples)
 
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = generator_of(self.seed, "groups")
         group = torch.randperm(samples, generator=generator) % self.probes
         total = dict(zip(probe.params, probe.zeros(), strict=True))
         for k in range(self.probes):
@@ -130,7 +131,7 @@ class GaussNewtonDiagonal(Criterion):
 
     def _root(self, samples: int) -> Callable[[Tensor, Tensor], Tensor]:
         """From probabilities (N, C) and the samples' places, random vectors v with E[v v^T] = diag(p) - p p^T."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003)
+        generator = generator_of(self.seed, "signs")
 
         def labels(p: Tensor, mine: Tensor) -> Tensor:
             drawn = (uniform[mine, None] > p.double().cpu().cumsum(1)).sum(1).clamp(max=p.shape[1] - 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pl_prune.core.batch import cut
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.probe import Probe
+from pl_prune.core.seeds import generator_of
 from pl_prune.core.types import Scores, check_count, check_positive
 from pl_prune.criteria.fisher import TaylorSign, taylor
 
@@ -169,7 +170,7 @@ class _Signs:
     """Rademacher vectors, one bit an entry: the same on every rank and device."""
 
     def __init__(self, probe: Probe, count: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed, "signs")  # and not the stream that drew the weights
         self.count = count
         self.params = list(probe.params.values())
         self.bits = [

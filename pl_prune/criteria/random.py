@@ -9,6 +9,7 @@ import torch
 
 from pl_prune.core.criterion import Criterion
 from pl_prune.core.probe import Probe
+from pl_prune.core.seeds import generator_of
 from pl_prune.core.types import Scores
 
 
@@ -16,10 +17,11 @@ from pl_prune.core.types import Scores
 class Random(Criterion):
     """Score every entry by a uniform number in [0, 1).
 
-    Drawn on the CPU from a generator of its own, so that the device and the random state have no influence.
+    Drawn on the CPU from a generator of its own for every parameter, so that device, random state and initial weights have no
+    influence: weights drawn under `torch.manual_seed(s)` are not those that `Random(seed=s)` prefers.
 
     Args:
-        seed: Seed of the generator.
+        seed: Seed of the generators, together with the parameters' names.
 
     Source:
         The baseline of Gollini Navarrete et al. (What Scalable Second-Order Information Knows for Pruning at
@@ -38,7 +40,7 @@ class Random(Criterion):
         return "no pass"
 
     def __call__(self, probe: Probe) -> Scores:
-        """Draw the scores, parameter by parameter in their order.
+        """Draw the scores.
 
         Args:
             probe: The parameters.
@@ -46,5 +48,7 @@ class Random(Criterion):
         Returns:
             Float32 scores.
         """
-        generator = torch.Generator().manual_seed(self.seed)
-        return {name: torch.rand(p.shape, generator=generator).to(p.device) for name, p in probe.params.items()}
+        return {
+            name: torch.rand(p.shape, generator=generator_of(self.seed, name)).to(p.device)
+            for name, p in probe.params.items()
+        }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import socket
 from collections.abc import Iterator, Mapping
@@ -13,25 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from pl_prune.core.archive import whole_file
 from pl_prune.core.masks import MaskSet
-from pl_prune.core.types import PruneError
+from pl_prune.core.store import load_masks, load_scores, save_masks, save_scores
+from pl_prune.core.types import PruneError, Scores
 from pl_prune.runs.lock import locked
 
 _PACKAGES = ("pl_prune", "torch", "lightning", "torchvision", "torchmetrics", "torch-pruning", "numpy")
 
 
 class RunFolder:
-    """One run: configuration, environment, metrics, masks, and a result that is there whole or not at all.
+    """One run: configuration, environment, metrics, scores, masks, and a result that is there whole or not at all.
 
     | file | what |
     |---|---|
     | config.yaml | the resolved configuration |
     | environment.json | versions, machine, threads, device |
     | metrics.jsonl | a line for each epoch: epoch, step and metrics |
-    | masks.safetensors | the masks in force at the end, one bit an entry |
+    | scores.safetensors | the scores that the masks were made from (`load_scores`) |
+    | masks.safetensors | the masks in force at the end, one bit an entry (`load_masks`) |
     | report.json | what `SparsityReport` writes |
     | checkpoints/ | Lightning's checkpoints; last.ckpt is resumed from |
     | log.txt | warnings and messages, of a run of a study |
@@ -89,26 +89,23 @@ class RunFolder:
         lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def masks(self) -> MaskSet:
+    def scores(self) -> Scores | None:
+        """Read the scores.
+
+        Returns:
+            The scores that the masks were made from; None for a dense run, and for one that made its masks of none.
+        """
+        file = self.path / "scores.safetensors"
+        return load_scores(file) if file.is_file() else None
+
+    def masks(self) -> MaskSet | None:
         """Read the masks.
 
         Returns:
-            The masks in force at the end; none for a dense run.
-
-        Raises:
-            PruneError: If the file is damaged.
+            The masks in force at the end; None for a dense run.
         """
         file = self.path / "masks.safetensors"
-        if not file.is_file():
-            return MaskSet({})
-        try:
-            with safe_open(file, "pt") as stored:
-                shapes = json.loads(stored.metadata()["shapes"])
-                return MaskSet.from_state_dict({"shapes": shapes, "bits": {n: stored.get_tensor(n) for n in shapes}})
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise PruneError(
-                f"Expected masks in {str(file)!r}; found a damaged file ({error}). Run the fit again."
-            ) from error
+        return load_masks(file) if file.is_file() else None
 
     @property
     def checkpoint(self) -> Path | None:
@@ -135,18 +132,25 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def finish(self, result: Mapping[str, Any], masks: MaskSet) -> None:
+    def keep_scores(self, scores: Scores, meta: Mapping[str, Any]) -> None:
+        """Write the scores.
+
+        Args:
+            scores: What the masks are made from.
+            meta: Where they come from.
+        """
+        save_scores(self.path / "scores.safetensors", scores, meta)
+
+    def finish(self, result: Mapping[str, Any], masks: MaskSet, meta: Mapping[str, Any] | None = None) -> None:
         """Write the masks, then the result.
 
         Args:
             result: What `json.dumps` takes.
             masks: The masks in force; none for a dense run.
+            meta: Where they come from.
         """
         if masks:
-            state = masks.state_dict()
-            part = self.path / "masks.safetensors.part"
-            save_file(state["bits"], part, {"shapes": json.dumps(state["shapes"])})
-            part.replace(self.path / "masks.safetensors")
+            save_masks(self.path / "masks.safetensors", masks, meta)
         write_whole(self.path / "result.json", json.dumps(result, indent=1))
 
     @contextmanager
@@ -178,10 +182,8 @@ def write_whole(file: Path, text: str) -> None:
         file: Where to; its folder is made if need be.
         text: The content.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(file)
+    with whole_file(file) as part:
+        part.write_text(text)
 
 
 def environment() -> dict[str, Any]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml  # type: ignore[import-untyped]
-
 from pl_prune.core.types import PruneError
+from pl_prune.runs.search import Search
+from pl_prune.runs.study_file import check_keys, files, mapping, read
 
-_KEYS = {"name", "metric", "direction", "config", "set", "rows", "grid", "seeds"}
-_ROW_KEYS = {"config", "set", "grid"}
+_KEYS = {"name", "metric", "direction", "config", "set", "rows", "grid", "search", "seeds", "not_reproduced", "paper"}
+_ROW_KEYS = {"config", "set", "grid", "weights_of"}
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class Spec:
     Args:
         key: Its name, and that of its folder.
         row: The row of the table that it belongs to.
-        settings: The point of the grid.
+        settings: The point of the grid or of the search.
         seed: The seed.
         config: Configuration files, later ones over earlier ones.
         values: Every setting over those files, by dotted key.
+        weights_of: The run whose last weights it starts from; None: from scratch.
+        trial: Its number in the search of its row; None in a grid.
     """
 
     key: str
@@ -37,21 +39,32 @@ class Spec:
     seed: int
     config: tuple[str, ...]
     values: dict[str, Any]
+    weights_of: str | None = None
+    trial: int | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The arguments of `pl-prune fit`."""
+        return [*(word for file in self.config for word in ("--config", file)), *arguments(self.values)]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study file asks for: every row at every point of the grid with every seed.
+    """What a study file asks for: every row at every point of the grid, or at the points of a search, with every seed.
 
     Args:
         name: Names the study and its folder.
-        rows: Row name -> configuration files, settings, and whether the grid applies to it.
+        rows: Row name -> configuration files, settings, whether the grid or the search applies to it, and the row
+            whose weights it starts from.
         grid: Dotted key -> values.
         seeds: Seeds of every point.
         metric: The logged metric that decides.
         direction: Whether it is to be "maximize"d or "minimize"d.
         config: Configuration files of all rows.
         set: Settings of all rows, by dotted key.
+        search: Takes the place of the grid; None: there is a grid.
+        not_reproduced: Rows of a paper's table whose methods cannot be run here.
+        paper: Row name -> what a paper reports, as it prints it, at each point of the grid in order; None where nothing.
     """
 
     name: str
@@ -62,6 +75,9 @@ class Plan:
     direction: Literal["maximize", "minimize"] = "maximize"
     config: tuple[str, ...] = ()
     set: dict[str, Any] = field(default_factory=dict)
+    search: Search | None = None
+    not_reproduced: tuple[str, ...] = ()
+    paper: dict[str, list[str | None]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -77,27 +93,12 @@ class Plan:
             PruneError: If the file is missing, is not YAML, has an unknown key, or names a file that is not there.
         """
         file = Path(path)
-        try:
-            content = yaml.safe_load(file.read_text())
-        except FileNotFoundError as error:
-            raise PruneError(f"Expected a study file at {str(file)!r}; found none. Look at the path.") from error
-        except yaml.YAMLError as error:
-            raise PruneError(f"Expected YAML in {str(file)!r}; found {error}. Mend the file.") from error
-        if not isinstance(content, dict):
-            raise PruneError(
-                f"Expected the keys {', '.join(sorted(_KEYS))} in {str(file)!r}; found {type(content).__name__}. Write them."
-            )
-        _check_keys(content, _KEYS, str(file))
-        rows = content.get("rows")
-        if not isinstance(rows, dict) or not rows:
-            raise PruneError(
-                f"Expected rows, name: {{config, set}}, in {str(file)!r}; found {rows!r}. Write at least one."
-            )
-        rows = {str(name): dict(row or {}) for name, row in rows.items()}
-        for name, row in rows.items():
-            _check_keys(row, _ROW_KEYS, f"row {name!r}")
-            row["config"] = _files(row.get("config"), file, f"row {name!r}")
-        grid = content.get("grid") or {}
+        content = read(file, _KEYS)
+        rows = mapping(content.get("rows"), f"rows of {str(file)!r}, name: {{config, set}}")
+        if not rows:
+            raise PruneError(f"Expected rows, name: {{config, set}}, in {str(file)!r}; found none. Write at least one.")
+        rows = {str(name): _row(str(name), row, file) for name, row in rows.items()}
+        grid = mapping(content.get("grid"), "grid, dotted key: values")
         for key, values in grid.items():
             if not isinstance(values, list) or not values:
                 raise PruneError(f"Expected a list of values for grid.{key}; found {values!r}. Put them in brackets.")
@@ -107,16 +108,66 @@ class Plan:
         direction = content.get("direction", "maximize")
         if direction not in ("maximize", "minimize"):
             raise PruneError(f"Expected direction to be 'maximize' or 'minimize'; found {direction!r}. Choose one.")
-        return cls(
+        search = Search.read(content["search"], str(file)) if "search" in content else None
+        if search and (grid or len(seeds) > 1):
+            raise PruneError(
+                f"Expected a search with one seed and without a grid; found {'grid' if grid else f'seeds {seeds}'} beside it. "
+                "Search first, then compare the best points over seeds in a study of their own."
+            )
+        missing = content.get("not_reproduced") or []
+        if not isinstance(missing, list) or not all(isinstance(name, str) and name not in rows for name in missing):
+            raise PruneError(
+                f"Expected not_reproduced to be a list of names that are no rows; found {missing!r}. Write [name, name]."
+            )
+        plan = cls(
             name=str(content.get("name", file.stem)),
             rows=rows,
             grid=grid,
             seeds=tuple(seeds),
             metric=content.get("metric", "val/acc"),
             direction=direction,
-            config=tuple(_files(content.get("config"), file, "config")),
-            set=content.get("set") or {},
+            config=tuple(files(content.get("config"), file, "config")),
+            set=mapping(content.get("set"), "set, dotted key: value"),
+            search=search,
+            not_reproduced=tuple(missing),
+            paper=mapping(content.get("paper"), "paper, row: values"),
         )
+        plan._check()
+        return plan
+
+    def _check(self) -> None:
+        for name, row in self.rows.items():
+            source = row.get("weights_of")
+            if source is not None and (
+                source not in self.rows or self.varies(source) or "weights_of" in self.rows[source]
+            ):
+                raise PruneError(
+                    f"Expected weights_of to name a row with `grid: false` that starts from scratch; found {source!r} in row {name!r}. "
+                    "Give that row grid: false."
+                )
+        for name, values in self.paper.items():
+            if name not in self.rows and name not in self.not_reproduced:
+                raise PruneError(
+                    f"Expected a row or a name of not_reproduced in `paper`; found {name!r}. Look at the spelling."
+                )
+            count = len(self.points(name))
+            kinds = isinstance(values, list) and all(v is None or isinstance(v, str | int | float) for v in values)
+            if not kinds or len(values) != count:
+                raise PruneError(
+                    f"Expected the paper's values of {name!r} as a list of {count}, one for each point of the grid; found {values!r}. "
+                    "Write null where it reports nothing."
+                )
+
+    def varies(self, row: str) -> bool:
+        """Say whether the grid or the search applies to a row.
+
+        Args:
+            row: Its name.
+
+        Returns:
+            False for a row with `grid: false`.
+        """
+        return self.rows.get(row, {}).get("grid", True) is not False
 
     def points(self, row: str) -> list[dict[str, Any]]:
         """List the points of the grid that a row takes.
@@ -125,32 +176,51 @@ class Plan:
             row: Its name.
 
         Returns:
-            Settings by dotted key; a single empty one for a row outside the grid.
+            Settings by dotted key; a single empty one for a row outside the grid, or without one.
         """
-        if self.rows[row].get("grid", True) is False:
+        if not self.varies(row):
             return [{}]
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
-    def specs(self) -> list[Spec]:
-        """List the runs, seed after seed, so that a study that is cut short has all rows.
+    def spec(self, row: str, point: dict[str, Any], seed: int, trial: int | None = None) -> Spec:
+        """Return one run.
+
+        Args:
+            row: Its row.
+            point: Its point.
+            seed: Its seed.
+            trial: Its number in the row's search; None in a grid.
 
         Returns:
-            One for each row, point and seed.
+            The run.
+        """
+        told = self.rows[row]
+        source = told.get("weights_of")
+        return Spec(
+            key=_key(row, point if trial is None else {"trial": trial}, seed),
+            row=row,
+            settings=point,
+            seed=seed,
+            config=(*self.config, *told["config"]),
+            values={**self.set, **(told.get("set") or {}), **point, "seed_everything": seed},
+            weights_of=None if source is None else _key(source, {}, seed),
+            trial=trial,
+        )
+
+    def specs(self) -> list[Spec]:
+        """List the runs that are known beforehand, seed after seed, so that a study that is cut short has all rows.
+
+        Returns:
+            One for each row, point and seed; the rows of a search have none yet.
 
         Raises:
             PruneError: If two have the same name.
         """
         specs = [
-            Spec(
-                key=_key(row, point, seed),
-                row=row,
-                settings=point,
-                seed=seed,
-                config=(*self.config, *self.rows[row]["config"]),
-                values={**self.set, **(self.rows[row].get("set") or {}), **point, "seed_everything": seed},
-            )
+            self.spec(row, point, seed)
             for seed in self.seeds
             for row in self.rows
+            if self.search is None or not self.varies(row)
             for point in self.points(row)
         ]
         if len({spec.key for spec in specs}) < len(specs):
@@ -161,67 +231,33 @@ class Plan:
             )
         return specs
 
-    def sweep(self) -> dict[str, Any]:
-        """Return the same grid as a wandb sweep.
+    def references(self) -> list[dict[str, Any]]:
+        """List what a paper reports, and its rows that cannot be run here.
 
         Returns:
-            The content of a sweep file.
-
-        Raises:
-            PruneError: If rows set anything but the pruning callback, which a sweep cannot vary with them.
+            Records of row, settings, value (None where the paper's is not given) and whether the row is reproduced.
         """
-        values: list[Any] = []
-        outer = {key: v for key, v in self.grid.items() if not key.startswith("prune.")}
-        inner = {key: v for key, v in self.grid.items() if key.startswith("prune.")}
-        for name, row in self.rows.items():
-            prune = _pruning(name, row)
-            swept = inner if row.get("grid", True) is not False else {}
-            for point in itertools.product(*swept.values()):
-                values.append(_with(prune, dict(zip(swept, point, strict=True))))
-        files = [word for file in self.config for word in ("--config", file)]
-        sets = [f"--{key}={json.dumps(value)}" for key, value in self.set.items()]
-        return {
-            "program": "pl-prune",
-            "method": "grid",
-            "metric": {"name": self.metric, "goal": self.direction},
-            "command": ["${env}", "${program}", "fit", *files, *sets, "--config", "${args_json_file}"],
-            "parameters": {
-                "prune": {"values": values},
-                **{key: {"values": v} for key, v in outer.items()},
-                "seed_everything": {"values": list(self.seeds)},
-            },
-        }
+        found = []
+        for row in (*self.rows, *self.not_reproduced):
+            points = self.points(row) if row in self.paper else [] if row in self.rows else [{}]
+            values = self.paper.get(row, [None] * len(points))
+            for point, value in zip(points, values, strict=True):
+                if value is not None or row in self.not_reproduced:
+                    text = None if value is None else str(value)
+                    found.append({"row": row, "settings": point, "value": text, "reproduced": row in self.rows})
+        return found
 
 
-def _pruning(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row's pruning callback as class path and arguments."""
-    merged: dict[str, Any] = {}
-    for file in row["config"]:
-        merged.update(yaml.safe_load(Path(file).read_text()))
-    settings = dict(row.get("set") or {})
-    prune = settings.pop("prune", merged.pop("prune", None))
-    if merged or prune is None or any(not key.startswith("prune.") for key in settings):
-        raise PruneError(
-            f"Expected rows that choose the pruning callback alone, for a sweep; found {sorted({*merged, *settings})} in row {name!r}. "
-            "Write that sweep by hand, or move those settings to `set`."
-        )
-    prune = {"class_path": prune} if isinstance(prune, str) else prune
-    return _with(prune, settings)
+def arguments(values: Mapping[str, Any]) -> list[str]:
+    """Return settings as arguments of a command: a later one goes into what an earlier one has set.
 
+    Args:
+        values: By dotted key.
 
-def _with(prune: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Set dotted keys below `prune` in a copy."""
-    made: dict[str, Any] = json.loads(json.dumps(prune))
-    for key, value in settings.items():
-        place = made
-        *path, last = key.split(".")[1:]
-        for part in path:
-            inner = place.setdefault("init_args", {})
-            if isinstance(inner.get(part), str):
-                inner[part] = {"class_path": inner[part]}
-            place = inner.setdefault(part, {})
-        place.setdefault("init_args", {})[last] = value
-    return made
+    Returns:
+        A word for each.
+    """
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
 
 
 def _key(row: str, point: Mapping[str, Any], seed: int) -> str:
@@ -229,23 +265,11 @@ def _key(row: str, point: Mapping[str, Any], seed: int) -> str:
     return "_".join(re.sub(r"[^A-Za-z0-9.=+-]+", "-", word) for word in words)
 
 
-def _check_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
-    unknown = sorted(set(content) - known)
-    if unknown:
-        raise PruneError(
-            f"Expected the keys {', '.join(sorted(known))} in {where}; found {', '.join(map(repr, unknown))}. Look at the spelling."
-        )
-
-
-def _files(names: Any, study: Path, where: str) -> list[str]:
-    names = [names] if isinstance(names, str) else list(names or [])
-    found = []
-    for name in names:
-        places = [p for p in (Path(name), study.parent / name) if p.is_file()]
-        if not places:
-            raise PruneError(
-                f"Expected the configuration file {name!r} of {where} in {str(study)!r}; found none, neither from the working folder nor "
-                "beside the study. Look at the path."
-            )
-        found.append(str(places[0]))
-    return found
+def _row(name: str, content: Any, study: Path) -> dict[str, Any]:
+    row = mapping(content, f"row {name!r} to be {{config, set}}")
+    check_keys(row, _ROW_KEYS, f"row {name!r}")
+    return {
+        **row,
+        "config": files(row.get("config"), study, f"row {name!r}"),
+        "set": mapping(row.get("set"), f"set of row {name!r}, dotted key: value"),
+    }

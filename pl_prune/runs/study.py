@@ -6,19 +6,22 @@ import json
 import os
 import socket
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timedelta
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from pl_prune.core.types import PruneError
+from pl_prune.runs.asked import check_unchanged, note
+from pl_prune.runs.database import heartbeats, open_database
 from pl_prune.runs.folder import RunFolder, write_whole
 from pl_prune.runs.lock import is_locked, locked
+from pl_prune.runs.outcome import best_of_rows, outcome
 from pl_prune.runs.plan import Plan, Spec
 
-HEARTBEAT = 60  # seconds; a run elsewhere whose process is silent for twice as long is given to another
 _JUST_STARTED = timedelta(seconds=60)
 
 Train = Callable[[Spec, RunFolder], None]
@@ -34,46 +37,49 @@ class Study:
         storage: URL of the database; None: the file study.db in the folder.
 
     Raises:
-        PruneError: If Optuna is missing, or the database cannot be reached.
+        PruneError: If Optuna is missing, the database cannot be reached, or it holds the points of another search.
     """
 
     def __init__(self, plan: Plan, folder: str | Path, storage: str | None = None) -> None:
-        try:
-            import optuna
-        except ImportError as error:
-            raise PruneError(
-                "Expected Optuna, which studies stand on; found it missing. Run `pip install 'pl_prune[study]'`."
-            ) from error
         self.plan = plan
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        told = {"name": plan.name, "metric": plan.metric, "direction": plan.direction}
-        write_whole(self.folder / "study.json", json.dumps(told, indent=1))
-        self.specs = {spec.key: spec for spec in plan.specs()}
-        self._optuna = optuna
+        self._planned = {spec.key: spec for spec in plan.specs()}
         self._begun = datetime.now()  # what failed before is tried again
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._local = storage is None
-        url = storage or f"sqlite:///{self.folder.resolve() / 'study.db'}"
-        try:
-            with _heartbeats(), locked(self.folder / "sharing", wait=True):
-                database = optuna.storages.RDBStorage(
-                    url,
-                    heartbeat_interval=HEARTBEAT,
-                    engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
-                )
-            self._study = optuna.create_study(
-                storage=database,
-                study_name=plan.name,
-                direction=plan.direction,
-                load_if_exists=True,
-                sampler=optuna.samplers.RandomSampler(),
-            )
-        except Exception as error:
+        self._study = open_database(plan.name, plan.direction, self.folder, storage)
+        search = plan.search.told() if plan.search else None
+        told = self._study.user_attrs.get("search", search)
+        if told != search:
             raise PruneError(
-                f"Expected a database at {url!r}; found that it cannot be reached ({type(error).__name__}: {error}). "
-                "Look at --storage; leave it out for a file."
-            ) from error
+                f"Expected the search that the points of {plan.name!r} were proposed by, {told}; found {search}. "
+                "Give the changed study another name or --folder, or put the search back; its number of trials may change."
+            )
+        self._study.set_user_attr("search", search)
+        about = {"name": plan.name, "metric": plan.metric, "direction": plan.direction, "search": search}
+        write_whole(self.folder / "study.json", json.dumps({**about, "references": plan.references()}, indent=1))
+
+    @property
+    def total(self) -> int:
+        """How many runs the plan asks for."""
+        searched = sum(map(self.plan.varies, self.plan.rows)) if self.plan.search else 0
+        return len(self._planned) + searched * (self.plan.search.points if self.plan.search else 0)
+
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """The runs by key, in the plan's order; those of a search as far as they are proposed."""
+        if self.plan.search is None:
+            return self._planned
+        proposed: dict[str, dict[int, dict[str, Any]]] = {row: {} for row in self.plan.rows}
+        for trial in self._trials():
+            told = trial.user_attrs
+            if "point" in told and told["row"] in proposed:
+                proposed[told["row"]].setdefault(told["trial"], told["point"])
+        seed, found = self.plan.seeds[0], list(self._planned.values())
+        for row, points in proposed.items():
+            found += [self.plan.spec(row, points[n], seed, n) for n in sorted(points)]
+        order = list(self.plan.rows)
+        return {spec.key: spec for spec in sorted(found, key=lambda spec: order.index(spec.row))}
 
     def run_folder(self, spec: Spec) -> RunFolder:
         """Return the folder of a run.
@@ -99,7 +105,7 @@ class Study:
         with locked(self.folder / "workers" / worker, wait=True):  # others may just be looking
             self._share_out()
             self._refuse_changed()
-            say(f"{len(self.results())} of {len(self.specs)} runs are done")
+            say(f"{len(self.results())} of {self.total} runs are done")
             waiting = False
             while True:
                 if self._take_one(train, say, worker):
@@ -113,15 +119,14 @@ class Study:
             self._write_results()
 
     def _refuse_changed(self) -> None:
-        """Raise if a finished run was made with other settings than the plan has now: it would be shown as if it had them."""
+        """Raise if a run was begun with other settings than the plan has now: it would be shown as if it had them."""
+        specs = self.specs
         for record in self.results():
-            spec = self.specs[record["key"]]
-            now = {"config": [Path(file).name for file in spec.config], "values": spec.values}
-            if record["asked"] != now:
-                raise PruneError(
-                    f"Expected the settings that {spec.key!r} was run with, {record['asked']}; found {now}. "
-                    "Give the changed study another name or --folder, or put the settings back."
-                )
+            check_unchanged(specs[record["key"]], self.run_folder(specs[record["key"]]), record["asked"])
+        for spec in specs.values():
+            run = self.run_folder(spec)
+            if run.checkpoint and not run.finished:
+                check_unchanged(spec, run)
 
     def results(self) -> list[dict[str, Any]]:
         """List the finished runs, in the plan's order.
@@ -134,35 +139,77 @@ class Study:
         }
         return [done[key] for key in self.specs if key in done]
 
+    def best(self) -> list[dict[str, Any]]:
+        """Name the best finished run of each row that is searched, by the last value of the metric.
+
+        Returns:
+            Records as in `results`.
+        """
+        searched = [r for r in self.results() if self.plan.search and self.plan.varies(r["row"])]
+        return best_of_rows(searched, self.plan.direction)
+
     def failures(self) -> dict[str, str]:
         """List the runs whose last try failed.
 
         Returns:
             What went wrong, by key.
         """
-        done = {r["key"] for r in self.results()}
+        done, specs = {r["key"] for r in self.results()}, self.specs
         failed = {t.user_attrs["key"]: t.user_attrs["error"] for t in self._trials("FAIL") if "error" in t.user_attrs}
-        return {key: error for key, error in failed.items() if key in self.specs and key not in done}
+        return {key: error for key, error in failed.items() if key in specs and key not in done}
+
+    def running(self) -> list[str]:
+        """List the runs that some process is at work on.
+
+        Returns:
+            Their keys.
+        """
+        return sorted({t.user_attrs["key"] for t in self._trials("RUNNING") if "key" in t.user_attrs})
 
     def _trials(self, *states: str) -> list[Any]:
-        wanted = tuple(self._optuna.trial.TrialState[state] for state in states)
-        return self._study.get_trials(deepcopy=False, states=wanted)
+        from optuna.trial import TrialState
+
+        wanted = tuple(TrialState[state] for state in states) or None
+        found: list[Any] = self._study.get_trials(deepcopy=False, states=wanted)
+        return found
 
     def _share_out(self) -> None:
-        """Put what is neither done nor in good hands into the queue."""
+        """Put what is neither done nor in good hands into the queue; once nothing is left, the next point of a search."""
+        from optuna.trial import TrialState
+
         with locked(self.folder / "sharing", wait=True):
             for trial in self._trials("RUNNING"):
                 if self._orphaned(trial):
-                    self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
-            busy = {t.user_attrs.get("key") for t in self._trials("RUNNING", "WAITING", "COMPLETE")}
+                    self._study.tell(trial.number, state=TrialState.FAIL)
+            done = {t.user_attrs.get("key") for t in self._trials("COMPLETE")}
+            busy = {t.user_attrs.get("key") for t in self._trials("RUNNING", "WAITING")}
             failed = {
                 t.user_attrs["key"]
                 for t in self._trials("FAIL")
                 if "error" in t.user_attrs and t.datetime_complete > self._begun
             }
-            for key in self.specs:
-                if key not in busy | failed:
-                    self._study.enqueue_trial({}, user_attrs={"key": key})
+            left = [spec for key, spec in self.specs.items() if key not in done | busy | failed]
+            ready = [spec for spec in left if spec.weights_of is None or spec.weights_of in done]
+            for spec in ready or self._proposal():
+                point = {} if spec.trial is None else {"row": spec.row, "trial": spec.trial, "point": spec.settings}
+                self._study.enqueue_trial({}, user_attrs={"key": spec.key, **point})
+
+    def _proposal(self) -> list[Spec]:
+        """Return the next point of the row that has the fewest, where there is a search and nobody has a run to wait for."""
+        search = self.plan.search
+        if search is None or self._trials("WAITING"):
+            return []
+        reached = {record["key"]: record["last"] for record in self.results() if isfinite(record["last"])}
+        earlier: dict[str, list[tuple[dict[str, Any], float | None]]]
+        earlier = {row: [] for row in self.plan.rows if self.plan.varies(row)}
+        for spec in self.specs.values():
+            if spec.row in earlier:
+                earlier[spec.row].append((spec.settings, reached.get(spec.key)))
+        row = min(earlier, key=lambda name: len(earlier[name]), default=None)
+        if row is None or len(earlier[row]) >= search.points:
+            return []
+        point = search.propose(row, earlier[row], self.plan.direction)
+        return [self.plan.spec(row, point, self.plan.seeds[0], len(earlier[row]))]
 
     def _orphaned(self, trial: Any) -> bool:
         """Say whether a running trial's worker was on this machine and is gone."""
@@ -177,39 +224,57 @@ class Study:
 
     def _take_one(self, train: Train, say: Callable[[str], None], worker: str) -> bool:
         """Do one run of the queue; say whether there was one."""
-        optuna = self._optuna
+        import optuna
+
         done: list[bool] = []
+        taking = ExitStack()  # on SQLite, two processes that ask at once may be given the same run
 
         def objective(trial: Any) -> float:
-            if "key" not in trial.user_attrs:  # the queue is empty, and Optuna has made this one up
-                done.append(False)
-                raise optuna.TrialPruned
-            done.append(True)
-            trial.set_user_attr("worker", worker)
-            spec = self.specs.get(trial.user_attrs["key"])
-            if spec is None:
-                raise optuna.TrialPruned  # of a row that the study file no longer has
+            named = "key" in trial.user_attrs  # else the queue is empty, and Optuna has made this one up
+            done.append(named)
+            if named:
+                trial.set_user_attr("worker", worker)
+            taking.close()
+            spec = self.specs.get(trial.user_attrs["key"]) if named else None
+            if spec is None or self._has_twin(trial):
+                raise optuna.TrialPruned  # also of a row that the study file no longer has, or put into the queue twice
             result = self._result(spec, train, say, trial)
             trial.set_user_attr("result", result)
-            return float(result["best"])
+            return float(result["last"]) if isfinite(result["last"]) else 0.0  # Optuna takes a NaN for a failure
 
         if not self._trials("WAITING"):
-            with _heartbeats():
+            with heartbeats():
                 optuna.storages.fail_stale_trials(self._study)  # silent ones on other machines
             self._share_out()
             if not self._trials("WAITING"):
                 return False
-        with _heartbeats():
-            self._study.optimize(objective, n_trials=1, catch=(Exception,))
+        with heartbeats(), taking:
+            taking.enter_context(locked(self.folder / "sharing", wait=True))
+            try:
+                self._study.optimize(objective, n_trials=1, catch=(Exception,))
+            except ValueError as error:  # not the run's own: another machine has given this one up for silent
+                say(f"{self.plan.name}: {error} Its run is read from its folder")
         return any(done)
+
+    def _has_twin(self, trial: Any) -> bool:
+        """Say whether the same run is done, or was begun before: machines that start together fill the queue together."""
+        twins = [
+            t
+            for t in self._trials("RUNNING", "COMPLETE")
+            if t.user_attrs.get("key") == trial.user_attrs["key"] and t.number != trial.number
+        ]
+        return any(t.state.name == "COMPLETE" or t.number < trial.number for t in twins)
 
     def _result(self, spec: Spec, train: Train, say: Callable[[str], None], trial: Any) -> dict[str, Any]:
         run = self.run_folder(spec)
         try:
+            if run.finished or run.checkpoint:
+                check_unchanged(spec, run)
             if not run.finished:
                 say(f"{spec.key}: {'resumed' if run.checkpoint else 'started'}")
-                train(spec, run)
-            result = self._record(spec, run)
+                note(spec, run)
+                train(spec if run.checkpoint else self._with_weights(spec), run)
+            result = outcome(spec, run, self.plan.metric, self.plan.direction)
         except Exception as error:
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
             say(f"{spec.key}: FAILED, {type(error).__name__}: {error}")
@@ -217,36 +282,16 @@ class Study:
         say(f"{spec.key}: {self.plan.metric} {result['last']:.4f} in {result['seconds']:.1f} s")
         return result
 
-    def _record(self, spec: Spec, run: RunFolder) -> dict[str, Any]:
-        result = run.result()
-        values = [record[self.plan.metric] for record in run.metrics() if self.plan.metric in record]
-        if not values:
-            known = sorted(result["metrics"])
+    def _with_weights(self, spec: Spec) -> Spec:
+        if spec.weights_of is None:
+            return spec
+        source = RunFolder(self.folder / "runs" / spec.weights_of)
+        if source.checkpoint is None:
             raise PruneError(
-                f"Expected the metric {self.plan.metric!r} in {str(run.path)!r}; found {', '.join(known) or 'none'}. "
-                "Set `metric` in the study file to one that the module logs each epoch."
+                f"Expected the last checkpoint of {spec.weights_of!r} in {str(source.path)!r}; found none. "
+                "Give all machines one folder, or copy that run's to this one."
             )
-        best = max(values) if self.plan.direction == "maximize" else min(values)
-        kept = ("method", "sparsity", "masks", "seconds", "pruning_seconds", "peak_bytes", "epochs", "steps")
-        return {
-            "key": spec.key,
-            "row": spec.row,
-            "settings": spec.settings,
-            "seed": spec.seed,
-            "asked": {"config": [Path(file).name for file in spec.config], "values": spec.values},
-            "best": best,
-            "last": values[-1],
-            **{name: result[name] for name in kept},
-            "folder": str(run.path),
-        }
+        return replace(spec, values={**spec.values, "weights": str(source.checkpoint)})
 
     def _write_results(self) -> None:
         write_whole(self.folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in self.results()))
-
-
-@contextmanager
-def _heartbeats() -> Iterator[None]:
-    """Use Optuna's heartbeats without its word that they may change."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*experimental")
-        yield

@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -275,6 +276,22 @@ def resumed_apart(rank: int, size: int, out: Path) -> str:
         return refusal(lambda: again.fit(module(), tiny_loader(), tiny_loader(16), ckpt_path=out / f"apart{size}.ckpt"))
 
 
+def pruned_by_file(rank: int, size: int, out: Path) -> dict[str, Any]:
+    """Every rank reads a file of its own: first they are alike, then rank 1's is not."""
+    file, scores = out / f"scores{rank}", plp.score(module(), plp.Magnitude())
+    plp.save_scores(file, scores)
+    pruner = plp.PruneAtInit(sparsity=0.7, scores=str(file), control="invert")
+    recorded = {"logger": CSVLogger(out, name="logs", version=f"{size} ranks")}
+    trainer_of(size, out, 2, plp.RunRecord(), pruner, **recorded).fit(module(), tiny_loader(), tiny_loader(16))
+    if rank == 1:
+        plp.save_scores(file, {name: -score for name, score in scores.items()})
+    other = trainer_of(size, out, 1, plp.PruneAtInit(scores=str(file)))
+    return {
+        "masks": pruner.masks.state_dict(),
+        "error": refusal(lambda: other.fit(module(), tiny_loader(), tiny_loader(16))),
+    }
+
+
 def rank_after_rank(rank: int, size: int) -> dict[str, dict[str, Tensor]]:
     """Scores that draw random numbers for each sample, where ranks do not take turns."""
     x, y = tiny_data().tensors
@@ -300,6 +317,7 @@ def main(out: Path, size: int) -> None:
     result["data"] = refusal(lambda: prune_own(OwnSamples(16, unreadable_on=1), size, out))
     result["backwards"] = plp.score(Backwards(), plp.SNIP(), block(rank, size), loss)
     result["step"] = refusal(lambda: plp.score(module(), plp.SNIP(), share(rank, size), only_on_rank_one))
+    result["file"] = pruned_by_file(rank, size, out)
     result["resumed masks"] = resumed_apart(rank, size, out)
     with tampered(rank, 1):
         result["first masks"] = refusal(lambda: prune(plp.SNIP(), size, out))

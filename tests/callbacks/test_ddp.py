@@ -29,6 +29,7 @@ from ddp_job import (
 from launch import launch
 
 import pl_prune as plp
+from pl_prune.core.controls import inverted
 from pl_prune.core.types import prune_count
 
 
@@ -38,7 +39,7 @@ def jobs(tmp_path_factory):
     folders = {size: tmp_path_factory.mktemp(f"ranks{size}") for size in (2, 3)}
     launch(*([Path(__file__).with_name("ddp_job.py"), folder, size] for size, folder in folders.items()))
     return {
-        size: [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(size)]
+        size: [{**torch.load(folder / f"rank{rank}.pt", weights_only=True), "folder": folder} for rank in range(size)]
         for size, folder in folders.items()
     }
 
@@ -184,3 +185,14 @@ def test_other_masks_on_one_rank_are_an_error_on_all(ranks):
             assert "Expected the same masks on every rank" in error
             assert "on ranks [1]" in error
         assert rank["later masks"]["sparsity"] == ranks[0]["gradual"]["sparsity"][:2]
+
+
+def test_ranks_prune_by_a_file_that_is_the_same_for_all(ranks):
+    scores = plp.score(module(), plp.Magnitude())
+    expected = inverted(plp.Global()(scores, 0.7), scores)
+    run = plp.RunFolder(ranks[0]["folder"] / "logs" / f"{len(ranks)} ranks")
+    for rank in ranks:
+        assert plp.MaskSet.from_state_dict(rank["file"]["masks"]) == expected == run.masks()
+        assert "Expected the same scores in" in rank["file"]["error"]
+        assert "on ranks [1]" in rank["file"]["error"]
+    check_close(run.scores(), scores)

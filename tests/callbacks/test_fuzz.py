@@ -97,7 +97,7 @@ def make_pruner(gradual, criterion, allocation, selection, sparsity, schedule, r
     kind, rows, cols, layer = allocation
     include, exclude, output, first, frozen = selection
     common = {
-        "allocation": kind(rows, cols, layer),
+        "allocation": kind(min_keep_rows=rows, min_keep_cols=cols, min_per_layer=layer),
         "select": plp.Select(include, exclude, output_layer=output, first_layer=first, frozen=frozen),
         "samples": plp.Samples(per_class=2, batch_size=3),
     }

@@ -196,7 +196,7 @@ def test_resume_after_a_crash_at_an_epochs_end_is_bit_identical(fit, tmp_path, s
             plp.PruneAtInit(), Crash(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1), module=NoDropout(), **saver
         )
     resumed = plp.PruneAtInit()
-    module, _ = fit(resumed, module=NoDropout(), ckpt_path=tmp_path / f"epoch={stop_epoch}.ckpt", seed=99, max_epochs=3)
+    module, _ = fit(resumed, module=NoDropout(), ckpt_path=tmp_path / f"epoch={stop_epoch}.ckpt", max_epochs=3)
     assert resumed.masks == whole.masks
     assert_same(state(straight), state(module))
 

@@ -93,6 +93,21 @@ def test_reporting_changes_nothing(fit):
         assert torch.equal(a, b), name
 
 
+def test_latency_is_measured_where_it_is_asked_for_and_changes_nothing(fit, tmp_path):
+    asked, _ = fit(plp.PruneAtInit(sparsity=0.75), plp.SparsityReport(str(tmp_path / "asked"), latency=True))
+    plain, _ = fit(plp.PruneAtInit(sparsity=0.75), plp.SparsityReport(str(tmp_path / "plain")))
+    for (name, a), (_, b) in zip(asked.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert asked.seen == plain.seen
+    found = json.loads((tmp_path / "asked" / "report.json").read_text())["latency"]
+    assert (found["batch"], found["threads"], found["repeats"]) == (2, 1, 20)
+    assert found["device"].startswith("cpu (")
+    for kind in ("dense", "masked"):
+        low, middle, high = found[kind]
+        assert 0 < low <= middle <= high
+    assert "latency" not in json.loads((tmp_path / "plain" / "report.json").read_text())
+
+
 def test_compare_sets_runs_side_by_side(fit, tmp_path):
     fit(plp.Dense(), plp.SparsityReport(str(tmp_path / "dense")))
     fit(plp.PruneAtInit(sparsity=0.9), plp.SparsityReport(str(tmp_path / "snip")))

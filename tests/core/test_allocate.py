@@ -220,6 +220,37 @@ def test_erk_keeps_in_proportion_to_the_sum_of_dimensions_up_to_the_whole_layer(
         assert abs(counts[name][0] - left * weight / sum(free.values())) <= 1, name
 
 
+def densities_of_evci(shapes, keep):
+    """Solve for the factor of (n_in + n_out + kh + kw) / (n_in n_out kh kw), over and over with what exceeds 1 whole."""
+    size = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    raw = {name: Fraction(sum(shape), size[name]) for name, shape in shapes.items()}
+    whole: set[str] = set()
+    while True:
+        left = keep - sum(size[name] for name in whole)
+        factor = left / sum(raw[name] * size[name] for name in shapes if name not in whole)
+        over = {name for name in shapes if name not in whole and factor * raw[name] > 1}
+        if not over:
+            return {name: 1 if name in whole else factor * raw[name] for name in shapes}
+        whole |= over
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99])
+def test_erk_with_random_scores_has_the_densities_of_evci(sparsity):
+    plan = [(3, 16), *[(16, 16)] * 6, (16, 32), *[(32, 32)] * 5, (32, 64), *[(64, 64)] * 5]
+    layers = [torch.nn.Conv2d(i, o, 3, bias=False) for i, o in plan] + [torch.nn.Linear(64, 10), torch.nn.Linear(10, 2)]
+    scores = plp.score(torch.nn.Sequential(*layers), plp.Random())
+    masks = plp.ERK()(scores, sparsity)
+    total = sum(score.numel() for score in scores.values())
+    keep = sum(kept for kept, _ in masks.counts().values())
+    assert keep == total - round(sparsity * total)
+    expected = densities_of_evci({name: tuple(score.shape) for name, score in scores.items()}, keep)
+    for name, (kept, size) in masks.counts().items():
+        assert abs(kept - expected[name] * size) < 2, name  # Webster's rule may be off by more than 1
+        order = scores[name].flatten().argsort(descending=True)
+        assert masks[name].flatten()[order[:kept]].all()
+    assert (max(expected.values()) == 1) == (sparsity < 0.98)
+
+
 def test_global_lets_layers_compete():
     scores = {"low": torch.arange(4.0), "high": torch.arange(4.0) + 10}
     assert plp.Global()(scores, 0.5).counts() == {"low": (0, 4), "high": (4, 4)}

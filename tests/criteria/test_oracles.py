@@ -209,3 +209,13 @@ def test_criteria_rank_differently():
         for c in (plp.SNIP(), plp.GradNorm(), plp.Magnitude(), plp.Random())
     ]
     assert len(set(masks)) == 4
+
+
+def test_random_scores_have_nothing_to_do_with_weights_drawn_under_the_same_seed():
+    for seed in (0, 1, 42):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 40), nn.Linear(40, 2))
+        scores = plp.score(model, plp.Random(seed))
+        for name, score in scores.items():
+            pair = torch.stack([score.flatten(), model.get_parameter(name).detach().flatten()])
+            assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.1, (seed, name)

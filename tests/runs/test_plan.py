@@ -5,6 +5,7 @@ import yaml
 from refusal import expect_refusal
 
 from pl_prune.runs.plan import Plan
+from pl_prune.runs.sweep import as_sweep
 
 STUDY = {
     "name": "example",
@@ -60,7 +61,7 @@ def test_every_row_at_every_point_with_every_seed(study, tmp_path):
 
 def test_the_sweep_is_the_same_grid(study, tmp_path):
     plan = Plan.load(study())
-    sweep = plan.sweep()
+    sweep = as_sweep(plan)
     prunes = sweep["parameters"].pop("prune")["values"]
     assert sweep["parameters"] == {"optimizer.lr": {"values": [0.1]}, "seed_everything": {"values": [0, 7]}}
     assert prunes[0] == {"class_path": "Dense"}
@@ -84,6 +85,16 @@ def test_the_sweep_is_the_same_grid(study, tmp_path):
         ({"seeds": [0.5]}, ("seeds", "[0.5]")),
         ({"seeds": [1, 1]}, ("a name of its own", "seed=1")),
         ({"direction": "up"}, ("'up'",)),
+        ({"set": ["a"]}, ("set, dotted key", "['a']")),
+        ({"rows": {"a": {"set": 3}}}, ("set of row 'a'", "3")),
+        ({"rows": {"a": {"weights_of": "b"}}}, ("weights_of", "'b'", "row 'a'")),
+        ({"rows": {"a": {}, "b": {"weights_of": "a"}}}, ("weights_of", "'a'", "grid: false")),
+        ({"not_reproduced": "RST"}, ("not_reproduced", "'RST'")),
+        ({"not_reproduced": ["SNIP"]}, ("not_reproduced", "no rows", "SNIP")),
+        ({"paper": {"GraNet": [1, 2]}}, ("`paper`", "'GraNet'")),
+        ({"paper": {"SNIP": [1]}}, ("'SNIP'", "a list of 2", "null")),
+        ({"paper": {"dense": [1, 2]}}, ("'dense'", "a list of 1")),
+        ({"paper": {"SNIP": {0.8: 1}}}, ("'SNIP'", "a list of 2")),
     ],
 )
 def test_mistakes_are_named(study, changes, parts):
@@ -102,4 +113,30 @@ def test_files_that_are_no_studies_are_named(tmp_path):
 
 def test_rows_that_a_sweep_cannot_vary_are_named(study):
     with expect_refusal("for a sweep", "optimizer.lr", "'a'"):
-        Plan.load(study(rows={"a": {"config": "snip.yaml", "set": {"optimizer.lr": 1}}})).sweep()
+        as_sweep(Plan.load(study(rows={"a": {"config": "snip.yaml", "set": {"optimizer.lr": 1}}})))
+
+
+def test_a_row_may_start_from_the_weights_of_another(study):
+    rows = {
+        "dense": {"set": {"prune": "Dense"}, "grid": False},
+        "after": {"config": "snip.yaml", "weights_of": "dense"},
+    }
+    specs = Plan.load(study(rows=rows, not_reproduced=...)).specs()
+    assert {(s.seed, s.weights_of) for s in specs if s.row == "after"} == {(0, "dense_seed=0"), (7, "dense_seed=7")}
+    assert {s.weights_of for s in specs if s.row == "dense"} == {None}
+    with expect_refusal("weights_of", "'dense'", "'after'"):
+        as_sweep(Plan.load(study(rows=rows)))
+
+
+def test_values_of_a_paper_are_told_and_its_rows_that_cannot_be_run_too(study):
+    paper = {"dense": ["93.89 ± 0.33"], "SNIP": [93.2, None], "GraNet": ["92.0", None]}
+    plan = Plan.load(study(paper=paper, not_reproduced=["GraNet", "RST"]))
+    points = [{"prune.sparsity": s, "optimizer.lr": 0.1} for s in (0.8, 0.9)]
+    assert plan.references() == [
+        {"row": "dense", "settings": {}, "value": "93.89 ± 0.33", "reproduced": True},
+        {"row": "SNIP", "settings": points[0], "value": "93.2", "reproduced": True},
+        {"row": "GraNet", "settings": points[0], "value": "92.0", "reproduced": False},
+        {"row": "GraNet", "settings": points[1], "value": None, "reproduced": False},
+        {"row": "RST", "settings": {}, "value": None, "reproduced": False},
+    ]
+    assert len(plan.specs()) == 10

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -11,11 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 from refusal import expect_refusal
 
 import pl_prune as plp
 from pl_prune.__main__ import main
 from pl_prune.report.study import cells, study_table, winners
+from pl_prune.runs.lock import is_locked
 from pl_prune.runs.plan import Plan
 from pl_prune.runs.study import Study
 
@@ -175,7 +180,7 @@ def test_the_table_has_mean_deviation_and_the_best_where_intervals_part():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A study of four real trainings on the digits."""
+    """A study of five real trainings on the digits."""
     monkeypatch.chdir(ROOT)
     content = {
         "name": "small",
@@ -184,6 +189,7 @@ def small(tmp_path, monkeypatch):
         "rows": {
             "dense": {"set": {"prune": "Dense"}, "grid": False},
             "SNIP": {"config": "recipes/pai/snip.yaml"},
+            "after": {"config": "recipes/pai/magnitude.yaml", "set": {"prune.sparsity": 0.5}, "weights_of": "dense", "grid": False},
             "cubic": {"set": {"prune": {"class_path": "GradualPruning", "init_args": {"schedule": {
                 "class_path": "Cubic", "init_args": {"final": 0.9, "end": 50, "every": 10}}}}}, "grid": False},
         },
@@ -221,12 +227,14 @@ def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(small, tmp_pa
         torch.set_num_threads(1)
         assert main(["study", f"--config={small}", f"--folder={undisturbed}"]) == 0
     assert outcome(tmp_path / "killed") == outcome(undisturbed)
-    assert len(outcome(undisturbed)) == 4
+    assert len(outcome(undisturbed)) == 5
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()[2:]] == ["dense", "SNIP", "SNIP", "cubic"]
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == ["dense", "SNIP", "SNIP", "after", "cubic"]
     run = plp.RunFolder(undisturbed / "runs" / "SNIP_sparsity=0.9_seed=0")
     assert run.masks().sparsity() == run.result()["sparsity"] == pytest.approx(0.9, abs=1e-3)
     assert len(run.metrics()) == 3
+    dense, after = (plp.RunFolder(undisturbed / "runs" / f"{row}_seed=0").metrics() for row in ("dense", "after"))
+    assert after[0]["train/loss"] < 0.75 * dense[0]["train/loss"]
 
 
 @pytest.mark.parametrize(
@@ -244,6 +252,9 @@ def test_bad_input_ends_in_a_message_and_status_two(arguments, said, small, tmp_
 
 
 def test_the_sweep_of_a_study_is_printed(small, capsys):
+    content = yaml.safe_load(small.read_text())
+    del content["rows"]["after"]
+    small.write_text(yaml.safe_dump(content, sort_keys=False))
     assert main(["study", f"--config={small}", "--as-sweep"]) == 0
     sweep = yaml.safe_load(capsys.readouterr().out)
     assert [p["class_path"] for p in sweep["parameters"]["prune"]["values"]] == [
@@ -260,13 +271,159 @@ def test_settings_that_do_not_parse_fail_their_run_alone(small, tmp_path, capfd,
     monkeypatch.setattr(sys, "argv", ["pl-prune"])
     assert main(["study", f"--config={small}", f"--folder={tmp_path / 'f'}"]) == 1
     out = capfd.readouterr().out
-    assert "failed: odd_seed=0: PruneError: Expected settings that `pl-prune fit` takes" in out
+    assert "failed: odd_seed=0: PruneError: Expected" in out
     assert "spersity" in out
+
+
+def change(plan, **changes):
+    return Plan(**{**plan.__dict__, **changes})
 
 
 def test_settings_that_changed_under_finished_runs_are_refused(tmp_path):
     Study(PLAN, tmp_path).work(Trainer(), quiet)
-    changed, train = Study(Plan(**{**PLAN.__dict__, "set": {"trainer.max_epochs": 9}}), tmp_path), Trainer()
-    with expect_refusal("'dense_seed=0'", "trainer.max_epochs", "another name or --folder"):
+    changed, train = Study(change(PLAN, set={"trainer.max_epochs": 9}), tmp_path), Trainer()
+    with expect_refusal("'dense_seed=0' was run with", "trainer.max_epochs", "another name or --folder"):
         changed.work(train, quiet)
     assert train.trained == []
+
+
+class Interrupted(Trainer):
+    """Leaves a checkpoint of the run that it dies in."""
+
+    def __call__(self, spec, run):
+        (run.path / "checkpoints").mkdir(parents=True)
+        (run.path / "checkpoints" / "last.ckpt").touch()
+        super().__call__(spec, run)
+
+
+def test_settings_that_changed_under_an_unfinished_run_are_refused(tmp_path):
+    (tmp_path / "common.yaml").write_text("# a comment\noptimizer.lr: 0.1")
+    plan = change(PLAN, config=(str(tmp_path / "common.yaml"),), set={"trainer.max_epochs": 2})
+    with pytest.raises(KeyboardInterrupt):
+        Study(plan, tmp_path / "s").work(Interrupted(dies_on="dense_seed=0"), quiet)
+    train = Trainer()
+    with expect_refusal("'dense_seed=0' was begun with", "{'trainer.max_epochs': 2}", "{'trainer.max_epochs': 3}"):
+        Study(change(plan, set={"trainer.max_epochs": 3}), tmp_path / "s").work(train, quiet)
+    with expect_refusal("'trainer.max_epochs': 2", "found them gone"):
+        Study(change(plan, set={}), tmp_path / "s").work(train, quiet)
+    (tmp_path / "common.yaml").write_text("optimizer.lr: 0.2")
+    with expect_refusal("{'common.yaml': 'content"):
+        Study(plan, tmp_path / "s").work(train, quiet)
+    assert train.trained == []
+    (tmp_path / "common.yaml").write_text("optimizer.lr: 0.1  # another comment")
+    study = Study(plan, tmp_path / "s")
+    study.work(train, quiet)
+    assert len(study.results()) == 10
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_takes_new_settings(tmp_path):
+    study = Study(PLAN, tmp_path)
+    study.work(Trainer(fails_on="a_sparsity=0.5_seed=0"), quiet)
+    rows = {**PLAN.rows, "a": {"config": [], "set": {"optimizer.lr": 0.1}}}
+    study = Study(change(PLAN, rows={"a": rows["a"]}, grid={"prune.sparsity": [0.5]}, seeds=(0,)), tmp_path)
+    study.work(Trainer(), quiet)
+    assert [r["asked"]["values"]["optimizer.lr"] for r in study.results()] == [0.1]
+
+
+class Weighing(Trainer):
+    def __call__(self, spec, run):
+        self.weights = {**getattr(self, "weights", {}), spec.key: spec.values.get("weights")}
+        if spec.row == "dense":
+            (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (run.path / "checkpoints" / "last.ckpt").touch()
+        super().__call__(spec, run)
+
+
+def test_a_row_that_starts_from_anothers_weights_waits_for_it(tmp_path):
+    after = {"config": [], "weights_of": "dense"}
+    plan = change(PLAN, rows={"after": after, "dense": PLAN.rows["dense"]}, grid={"prune.sparsity": [0.5]})
+    lost = Study(plan, tmp_path)
+    lost.work(Weighing(fails_on="dense_seed=1"), quiet)
+    assert [r["key"] for r in lost.results()] == ["after_sparsity=0.5_seed=0", "dense_seed=0"]
+    study, train = Study(plan, tmp_path), Weighing()
+    study.work(train, quiet)
+    assert train.trained == ["dense_seed=1", "after_sparsity=0.5_seed=1"]
+    checkpoint = tmp_path / "runs" / "dense_seed=1" / "checkpoints" / "last.ckpt"
+    assert train.weights == {"dense_seed=1": None, "after_sparsity=0.5_seed=1": str(checkpoint)}
+    assert study.results()[0]["asked"]["weights_of"] == "dense_seed=0"
+    (tmp_path / "runs" / "dense_seed=0" / "checkpoints" / "last.ckpt").unlink()
+    shutil.rmtree(tmp_path / "runs" / "after_sparsity=0.5_seed=0")
+    (tmp_path / "study.db").unlink()
+    alone = Study(plan, tmp_path)
+    alone.work(Trainer(), quiet)
+    assert "Expected the last checkpoint of 'dense_seed=0'" in alone.failures()["after_sparsity=0.5_seed=0"]
+
+
+def test_a_run_that_two_machines_put_into_the_queue_is_done_once(tmp_path):
+    study, train = Study(PLAN, tmp_path), Trainer()
+    for key in study.specs:
+        study._study.enqueue_trial({}, user_attrs={"key": key})
+    study.work(train, quiet)
+    for key in study.specs:
+        study._study.enqueue_trial({}, user_attrs={"key": key})
+    study.work(train, quiet)
+    assert len(train.trained) == 10
+    assert len(study.results()) == len(study._trials("COMPLETE")) == 10
+
+
+def test_runs_are_taken_one_process_at_a_time(tmp_path, monkeypatch):
+    held, plain = [], RDBStorage.set_trial_state_values
+
+    def watched(self, trial_id, state, values=None):
+        if state.name == "RUNNING":
+            held.append(is_locked(tmp_path / "sharing"))
+        return plain(self, trial_id, state, values)
+
+    class Watched(Trainer):
+        def __call__(self, spec, run):
+            free.append(not is_locked(tmp_path / "sharing"))
+            super().__call__(spec, run)
+
+    free = []
+    monkeypatch.setattr(RDBStorage, "set_trial_state_values", watched)
+    Study(PLAN, tmp_path).work(Watched(), quiet)
+    assert held == free == [True] * 10
+
+
+def test_a_worker_that_was_given_up_for_silent_goes_on(tmp_path):
+    class Slow(Trainer):
+        def __call__(self, spec, run):
+            super().__call__(spec, run)
+            if len(self.trained) == 1:
+                (trial,) = study._trials("RUNNING")
+                study._study.tell(trial.number, state=TrialState.FAIL)
+
+    study, train, said = Study(PLAN, tmp_path), Slow(), []
+    study.work(train, said.append)
+    assert len(train.trained) == len(study.results()) == 10
+    assert any("Its run is read from its folder" in line for line in said)
+
+
+def test_a_metric_that_is_not_finite_is_a_result_all_the_same(tmp_path):
+    class Diverging(Trainer):
+        def __call__(self, spec, run):
+            super().__call__(spec, run)
+            run.log({"epoch": 3, "step": 3, "seconds": 1.0, "acc": float("nan")})
+
+    study, train = Study(PLAN, tmp_path), Diverging()
+    study.work(train, quiet)
+    assert len(train.trained) == len(study.results()) == 10
+    assert all(math.isnan(r["last"]) for r in study.results())
+
+
+def test_the_table_has_the_papers_values_and_rows_that_are_not_reproduced(tmp_path):
+    paper = {"a": ["93.1 ± 0.2", None], "RST": ["92.0", "91.5"]}
+    plan = change(PLAN, paper=paper, not_reproduced=("RST", "GraNet"))
+    study = Study(plan, tmp_path)
+    study.work(Trainer(), quiet)
+    lines = study_table(study.results(), "acc", "maximize", plan.references()).splitlines()
+    assert "paper" in lines[0]
+    assert [line.split()[0] for line in lines[2:]] == ["dense", "a", "a", "b", "b", "RST", "RST", "GraNet"]
+    assert ["93.1 ± 0.2" in line for line in lines[2:]] == [False, True, *[False] * 6]
+    assert ["not reproduced" in line for line in lines[2:]] == [False] * 5 + [True] * 3
+    assert lines[7].split()[:2] == ["RST", "0.5"]
+    assert "92.0" in lines[7]
+    assert json.loads((tmp_path / "study.json").read_text())["references"] == plan.references()
+    plain = study_table(study.results(), "acc", "maximize").splitlines()
+    assert "paper" not in plain[0]
+    assert len(plain) == 7

@@ -1,0 +1,68 @@
+"""One training of `pl-prune study`."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import redirect_stderr
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from pl_prune.callbacks.report import SparsityReport
+from pl_prune.cli import PruneCLI
+from pl_prune.core.types import PruneError
+from pl_prune.runs.folder import RunFolder
+from pl_prune.runs.plan import Spec, arguments
+
+
+class StudyRun(PruneCLI):
+    """One run of a study: quiet, resumable, and reported."""
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        trainer = super()._instantiate_trainer(config, callbacks)
+        present: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(cb, SparsityReport) for cb in present):
+            present.append(SparsityReport())
+        if not any(isinstance(cb, ModelCheckpoint) and cb.save_last for cb in present):
+            present.append(ModelCheckpoint(save_last=True))  # checkpoint callbacks come last
+        return trainer
+
+    @classmethod
+    def train(cls, spec: Spec, run: RunFolder) -> None:
+        """Train a run to its end, from its last checkpoint where there is one.
+
+        Args:
+            spec: What to run.
+            run: Its folder.
+
+        Raises:
+            PruneError: If the configuration cannot be parsed.
+            KeyboardInterrupt: If the user ends it.
+        """
+        run.path.mkdir(parents=True, exist_ok=True)
+        own = {
+            "trainer.logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": str(run.path.parent), "name": "", "version": run.path.name},
+            },
+            "trainer.enable_progress_bar": False,
+            "trainer.enable_model_summary": False,
+        }
+        resume = ["--ckpt_path", str(run.checkpoint)] if run.checkpoint else []
+        log = run.path / "log.txt"
+        begin = len(log.read_text()) if log.is_file() else 0
+        try:
+            with log.open("a") as said, redirect_stderr(said), warnings.catch_warnings():
+                for known in ("Experiment logs directory", "Checkpoint directory", "The dirpath has changed"):
+                    warnings.filterwarnings("ignore", known)  # the folder is this run's own
+                cls(args=["fit", *spec.words, *arguments(own), *resume])
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of it
+                raise KeyboardInterrupt from error
+            refusal = " ".join(log.read_text()[begin:].rpartition("error: ")[2].split())
+            if refusal.startswith("Expected "):  # in our own words
+                raise PruneError(refusal) from error
+            raise PruneError(
+                f"Expected settings that `pl-prune fit` takes for {spec.key!r}; found {refusal!r}. Try `pl-prune fit`."
+            ) from error

@@ -1,0 +1,81 @@
+"""What a run of a study was asked to do: a run that was begun under other settings is not gone on with, nor shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from pl_prune.core.types import PruneError
+from pl_prune.runs.folder import RunFolder, write_whole
+from pl_prune.runs.plan import Spec
+
+_FILE = "asked.json"
+
+
+def asked(spec: Spec) -> dict[str, Any]:
+    """Return all that decides what a run does.
+
+    Args:
+        spec: The run.
+
+    Returns:
+        A digest of the content of each configuration file, by its name; settings by dotted key; and the run whose
+        weights it starts from.
+    """
+    config = {Path(file).name: _digest(file, Path(file).stat().st_mtime_ns) for file in spec.config}
+    plain: dict[str, Any] = json.loads(
+        json.dumps({"config": config, "values": spec.values, "weights_of": spec.weights_of})
+    )
+    return plain
+
+
+def note(spec: Spec, run: RunFolder) -> None:
+    """Write into a run's folder what it is asked to do.
+
+    Args:
+        spec: The run.
+        run: Its folder.
+    """
+    write_whole(run.path / _FILE, json.dumps(asked(spec), indent=1))
+
+
+def check_unchanged(spec: Spec, run: RunFolder, told: dict[str, Any] | None = None) -> None:
+    """Raise if a run was begun under other settings than the study has now.
+
+    Args:
+        spec: The run as it is now.
+        run: Its folder.
+        told: What it was asked to do; None: what its folder says.
+
+    Raises:
+        PruneError: If that is something else.
+    """
+    file = run.path / _FILE
+    if told is None:
+        told = json.loads(file.read_text()) if file.is_file() else asked(spec)
+    then, now = _flat(told), _flat(asked(spec))
+    odd = [key for key in dict.fromkeys((*then, *now)) if then.get(key) != now.get(key)]
+    if odd:
+        old, new = ({key: side[key] for key in odd if key in side} for side in (then, now))
+        state = "run" if run.finished else "begun"
+        raise PruneError(
+            f"Expected the settings that {spec.key!r} was {state} with, {old or 'without these'}; found {new or 'them gone'}. "
+            f"Give the changed study another name or --folder, put the settings back, or delete {str(run.path)!r} and its database."
+        )
+
+
+def _flat(told: dict[str, Any]) -> dict[str, Any]:
+    config = {name: f"content {digest}" for name, digest in told["config"].items()}
+    weights = {"weights_of": told["weights_of"]} if told["weights_of"] else {}
+    return {**config, **told["values"], **weights}
+
+
+@lru_cache
+def _digest(file: str, changed: int) -> str:
+    content = yaml.safe_load(Path(file).read_text())
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]

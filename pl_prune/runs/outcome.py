@@ -1,0 +1,70 @@
+"""What a finished run of a study reached: a line of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any, Literal
+
+from pl_prune.core.types import PruneError
+from pl_prune.runs.asked import asked
+from pl_prune.runs.folder import RunFolder
+from pl_prune.runs.plan import Spec
+
+_KEPT = ("method", "sparsity", "masks", "seconds", "pruning_seconds", "peak_bytes", "epochs", "steps")
+
+
+def outcome(spec: Spec, run: RunFolder, metric: str, direction: Literal["maximize", "minimize"]) -> dict[str, Any]:
+    """Read what a run reached.
+
+    Args:
+        spec: The run.
+        run: Its folder.
+        metric: The metric that decides.
+        direction: Whether the best epoch is the one where it is greatest or smallest.
+
+    Returns:
+        Key, row, settings, seed, what was asked, the metric after the best and after the last epoch, times, memory,
+        sparsity, digest of the masks, folder.
+
+    Raises:
+        PruneError: If the run is not finished, or does not log the metric.
+    """
+    result = run.result()
+    values = [record[metric] for record in run.metrics() if metric in record]
+    if not values:
+        known = sorted(result["metrics"])
+        raise PruneError(
+            f"Expected the metric {metric!r} in {str(run.path)!r}; found {', '.join(known) or 'none'}. "
+            "Set `metric` in the study file to one that the module logs each epoch."
+        )
+    return {
+        "key": spec.key,
+        "row": spec.row,
+        "settings": spec.settings,
+        "seed": spec.seed,
+        "asked": asked(spec),
+        "best": max(values) if direction == "maximize" else min(values),
+        "last": values[-1],
+        **{name: result[name] for name in _KEPT},
+        "folder": str(run.path),
+    }
+
+
+def best_of_rows(results: Sequence[dict[str, Any]], direction: Literal["maximize", "minimize"]) -> list[dict[str, Any]]:
+    """Name the best result of each row, by the last value of the metric.
+
+    Args:
+        results: Lines of results.
+        direction: Whether the greatest or the smallest is best.
+
+    Returns:
+        One for each row that has a finite value; the first of equal ones.
+    """
+    sign = 1 if direction == "maximize" else -1
+    found: dict[str, dict[str, Any]] = {}
+    for record in results:
+        rival = found.get(record["row"])
+        if isfinite(record["last"]) and (rival is None or sign * record["last"] > sign * rival["last"]):
+            found[record["row"]] = record
+    return list(found.values())

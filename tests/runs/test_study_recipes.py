@@ -1,0 +1,92 @@
+"""Every study file can be run: its plan is whole, and the command line takes what its rows ask for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from refusal import expect_refusal
+
+from pl_prune.cli import PruneCLI
+from pl_prune.runs.plan import Plan
+from pl_prune.runs.sweep import as_sweep
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "recipes" / "studies").rglob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["pl-prune"])
+
+
+def test_there_is_a_study_for_every_table():
+    found = {p.relative_to(ROOT / "recipes" / "studies").with_suffix("").as_posix() for p in FILES}
+    assert {f"pai/table_a{n}" for n in range(3, 21)} <= found
+    tables = {name.split("/")[1].split("_")[1] for name in found if name.startswith("yopo/table_")}
+    assert tables == {"1", "3", "4", "5", "6", "7", "8", "9"}  # table 2 is that of `pl-prune transfer`
+    assert {"yopo/rank", "yopo/mad_std_cifar10", "yopo/mad_std_cifar100", "digits"} <= found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_study_is_planned(file):
+    plan = Plan.load(file)
+    specs = plan.specs()
+    assert len(specs) == len(plan.seeds) * sum(len(plan.points(row)) for row in plan.rows)
+    assert {spec.row for spec in specs} == set(plan.rows)
+    folder = file.parent.name
+    assert plan.name == (file.stem if folder == "studies" else f"{folder}_{file.stem}")
+    first = file.read_text().split("\nname:")[0].splitlines()
+    assert all(line.startswith("#") for line in first)
+    assert f"--config {file.relative_to(ROOT).as_posix()}" in "\n".join(first)
+    if any(row.get("weights_of") for row in plan.rows.values()):
+        with expect_refusal("for a sweep", "weights_of"):
+            as_sweep(plan)
+    else:
+        sweep = as_sweep(plan)
+        swept = [values["values"] for values in sweep["parameters"].values()]
+        points = {json.dumps(plan.points(row)) for row in plan.rows if plan.varies(row)}
+        assert len(points) == 1
+        assert len(swept[0]) == sum(len(plan.points(row)) for row in plan.rows)
+        assert swept[-1] == list(plan.seeds)
+
+
+class Parser(PruneCLI):
+    """The parser alone."""
+
+    def parse_arguments(self, parser, args):
+        raise StopIteration(parser)
+
+
+def test_the_command_line_takes_every_row_and_every_setting():
+    with pytest.raises(StopIteration) as caught:
+        Parser(args=["fit"])
+    parser = caught.value.value
+    seen, parsed = set(), 0
+    for file in FILES:
+        plan = Plan.load(file)
+        for row, told in plan.rows.items():
+            keys = sorted({*plan.points(row)[0]} - {"prune.sparsity", "prune.bn_warmup"})
+            kinds = {json.dumps([plan.config, plan.set]), json.dumps([told["config"], told["set"], keys])}
+            if kinds <= seen:
+                continue
+            seen |= kinds
+            spec = [s for s in plan.specs() if s.row == row][-1]
+            config = yaml.safe_load(parser.dump(parser.parse_args(["fit", *spec.words])))["fit"]
+            parsed += 1
+            assert config["seed_everything"] == spec.seed
+            for key, value in spec.values.items():
+                found = config
+                for part in key.split("."):
+                    found = found["init_args"][part] if "init_args" in found else found[part]
+                if isinstance(found, dict):
+                    assert found["class_path"].endswith(
+                        (value if isinstance(value, str) else value["class_path"]).split(".")[-1]
+                    )
+                else:
+                    assert found == value, (file, row, key)
+    assert parsed > 20

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from refusal import expect_refusal
+
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.store import save_masks
+from pl_prune.runs.transfer import SOURCE, TransferPlan
+
+
+def plan(folder, **changes):
+    settings = {
+        "name": "transfer",
+        "rows": {},
+        "seeds": (1, 2, 3),
+        "config": ("recipe.yaml",),
+        "data": {SOURCE: [], "other": ["other.yaml"]},
+        "criteria": {"SNIP": "SNIP"},
+        "sparsities": (0.5,),
+        "folder": folder,
+    }
+    return TransferPlan(**{**settings, **changes})
+
+
+def write_masks(plan, pattern):
+    for label in plan.criteria:
+        for data in plan.data:
+            for sparsity in plan.sparsities:
+                for seed in plan.seeds:
+                    mask = torch.tensor([pattern(data, seed) >> bit & 1 for bit in range(8)], dtype=torch.bool)
+                    save_masks(plan.masks(label, data, sparsity, seed), MaskSet({"w": mask}))
+
+
+def test_every_arm_trains_the_weights_with_the_mask_that_the_definitions_ask_for(tmp_path):
+    one = plan(tmp_path)
+    write_masks(one, lambda data, seed: 16 * seed + (data == SOURCE))
+    arms = {(a["dataset"], a["seed"], a["arm"]): spec for a, spec in one.arms()}
+    assert len(arms) == 2 * 3 * 4
+
+    def of(spec):
+        masks = spec.values["prune"]["init_args"]["masks"]
+        return spec.values["weights"], masks, spec.values["seed_everything"]
+
+    def weights(seed):
+        return str(one.weights(seed))
+
+    def masks(data, seed):
+        return str(one.masks("SNIP", data, 0.5, seed))
+
+    assert of(arms["other", 3, "own"]) == (weights(3), masks("other", 3), 3)
+    assert of(arms["other", 3, "reused"]) == (weights(3), masks(SOURCE, 3), 3)
+    assert of(arms["other", 3, "again"])[:2] == (weights(3), masks("other", 3))
+    assert of(arms["other", 3, "again"])[2] not in one.seeds
+    assert of(arms["other", 3, "cross"]) == (weights(1), masks("other", 3), 3)
+    assert arms["other", 3, "own"].config == ("recipe.yaml", "other.yaml")
+    assert arms["other", 3, "own"].values["new_head"]
+    assert not arms[SOURCE, 3, "own"].values["new_head"]
+
+
+def test_the_same_mask_is_trained_once(tmp_path):
+    one = plan(tmp_path)
+    write_masks(one, lambda data, seed: 16 * seed)
+    arms = {(a["dataset"], a["seed"], a["arm"]): spec for a, spec in one.arms()}
+    assert all(arms[data, seed, "own"].key == arms[data, seed, "reused"].key for data in one.data for seed in one.seeds)
+    assert len(one.specs()) == 2 * 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {SOURCE: []}}, ["--targets", "none"]),
+        ({"criteria": {}}, ["--criteria"]),
+        ({"sparsities": ()}, ["--sparsity"]),
+        ({"sparsities": (1.5,)}, ["1.5"]),
+        ({"seeds": (1,)}, ["two or more", "[1]"]),
+        ({"seeds": (1, 1)}, ["different", "[1, 1]"]),
+    ],
+)
+def test_what_gives_no_index_is_refused(tmp_path, changes, words):
+    with expect_refusal(*words):
+        plan(tmp_path, **changes).check()
