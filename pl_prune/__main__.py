@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
 
-HELP = """usage: pl-prune COMMAND [options]
+TRAINER = "training commands (all the options of LightningCLI, and --prune)"
+COMMANDS = {
+    TRAINER: {
+        "fit": "train, pruned by the callback under the key `prune`",
+        "validate": "validate a model",
+        "test": "test a model",
+        "predict": "predict with a model",
+    },
+    "pruning commands": {
+        "inspect": "score as `fit` would, print the layer table and the collapse report, train nothing",
+        "score": "score as `fit` would, write the scores to a file, train nothing",
+        "mask": "make masks of any number of sparsities from one file of scores",
+        "masks": "show a file of masks, or the difference of two",
+        "transfer": "whether masks move to other data and other initial weights: DTI, I3, and the noise of training",
+        "compare": "set finished runs side by side: pl-prune compare RUN_FOLDER RUN_FOLDER ...",
+        "study": "run a grid of trainings, each once, on any number of processes, and print its table",
+        "report": "write one HTML page about a study or a run: who won and why",
+        "attack": "clean and robust accuracy of a checkpoint under AutoAttack, and of two side by side",
+        "doctor": "versions, devices, extras, and what will not work together",
+        "criteria": "list the criteria: what each needs, uses and costs",
+    },
+}
+"""Each command is the room of its name in `pl_prune.commands`, dashes as underscores; training's share the room `trainer`."""
+
+_HELP = """usage: pl-prune COMMAND [options]
 
 Prune neural networks inside PyTorch Lightning training.
 
-training commands (all the options of LightningCLI, and --prune):
-  fit         train, pruned by the callback under the key `prune`
-  validate    validate a model
-  test        test a model
-  predict     predict with a model
-
-pruning commands:
-  inspect     score as `fit` would, print the layer table and the collapse report, train nothing
-  compare     set finished runs side by side: pl-prune compare RUN_FOLDER RUN_FOLDER ...
-  study       run a grid of trainings, each once, on any number of processes, and print its table
-  report      write one HTML page about a study or a run: who won and why
-  doctor      versions, devices, extras, and what will not work together
-  criteria    list the criteria: what each needs, uses and costs
+{commands}
 
 examples:
   pl-prune fit --config recipes/quickstart.yaml
@@ -31,7 +45,12 @@ examples:
 
 `pl-prune COMMAND --help` lists the options of a command.
 """
-TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+HELP = _HELP.format(
+    commands="\n\n".join(
+        "\n".join([f"{title}:", *(f"  {name:<11} {what}" for name, what in group.items())])
+        for title, group in COMMANDS.items()
+    )
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process when None.
 
     Returns:
-        Exit status: 0, or 2 after a usage error.
+        Exit status: 0 done, 1 part of what was asked is left or failed, 2 bad input, 130 interrupted.
 
     Raises:
+        ImportError: If a module of the user's cannot be imported.
+        SystemExit: If LightningCLI or argparse end the command.
         ValueError: If something other than the user's input is wrong.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -56,35 +77,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"pl_prune {__version__}\n")
         return 0
     command, rest = argv[0], argv[1:]
-    if command == "compare":
-        return _compare(rest)
-    if command == "criteria":
-        return _criteria()
-    if command not in (*TRAINER_COMMANDS, "inspect", "study", "report", "doctor"):
-        sys.stderr.write(f"pl-prune: expected a command, found {command!r}. `pl-prune --help` lists them.\n")
+    known = [name for group in COMMANDS.values() for name in group]
+    if command not in known:
+        close = get_close_matches(command, known, 1)
+        meant = f"Did you mean `pl-prune {close[0]}`?" if close else "`pl-prune --help` lists them."
+        sys.stderr.write(f"pl-prune: expected a command, found {command!r}. {meant}\n")
         return 2
+    room, words = ("trainer", argv) if command in COMMANDS[TRAINER] else (command.replace("-", "_"), rest)
 
-    from pl_prune import commands
     from pl_prune.core.types import PruneError
 
-    own = {"study": commands.study, "report": commands.report, "doctor": commands.doctor}
     try:
-        if command in own:
-            return own[command](rest)
-        from pl_prune import cli
-    except PruneError as error:
-        sys.stderr.write(f"pl-prune {command}: {error}\n")
-        return 2
+        return int(import_module(f"pl_prune.commands.{room}").run(words))
+    except KeyboardInterrupt:
+        return _interrupted(command)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of it
+            return _interrupted(command)
+        raise
     except ImportError as error:
+        if "jsonargparse" not in str(error):
+            raise
         sys.stderr.write(
-            f"pl-prune: the command line needs more packages ({error}). Run `pip install 'pl_prune[cli]'`.\n"
+            f"pl-prune {command}: Expected jsonargparse, which reads recipes; found it missing ({error}). "
+            "Run `pip install 'pl_prune[cli]'`.\n"
         )
         return 2
-    try:
-        if command == "inspect":
-            cli.Inspect(args=["fit", *rest])
-        else:
-            cli.PruneCLI(args=[command, *rest])
     except ValueError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, PruneError):  # jsonargparse wraps what a constructor raises
@@ -93,41 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"pl-prune {command}: {cause}\n")
         return 2
-    return 0
 
 
-def _criteria() -> int:
-    import inspect
-
-    import pl_prune
-    from pl_prune.core.criterion import Criterion
-    from pl_prune.report.criteria import criteria_table
-
-    exported = [getattr(pl_prune, name) for name in pl_prune.__all__]
-    criteria = [c() for c in exported if inspect.isclass(c) and issubclass(c, Criterion) and not inspect.isabstract(c)]
-    order = [name for names in pl_prune._HOMES.values() for name in names]
-    criteria.sort(
-        key=lambda one: (one.needs_data, one.needs_logits, one.curvature != "none", order.index(type(one).__name__))
-    )
-    sys.stdout.write(criteria_table(criteria) + "\n")
-    return 0
-
-
-def _compare(folders: Sequence[str]) -> int:
-    if folders and folders[0] in ("-h", "--help"):
-        sys.stdout.write(
-            "usage: pl-prune compare RUN_FOLDER [RUN_FOLDER ...]\n\nEach folder holds the report.json that SparsityReport writes.\n"
-        )
-        return 0
-    from pl_prune.core.types import PruneError
-    from pl_prune.report.table import compare
-
-    try:
-        sys.stdout.write(compare(folders) + "\n")
-    except PruneError as error:
-        sys.stderr.write(f"pl-prune compare: {error}\n")
-        return 2
-    return 0
+def _interrupted(command: str) -> int:
+    sys.stderr.write(f"pl-prune {command}: interrupted\n")
+    return 130
 
 
 if __name__ == "__main__":

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import warnings
-from contextlib import redirect_stderr
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
 
 import pl_prune
+from pl_prune.callbacks.adversarial import AdversarialTraining
 from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.gradual import GradualPruning
 from pl_prune.callbacks.record import RunRecord, refuse_finished
-from pl_prune.callbacks.report import SparsityReport, make_report
+from pl_prune.callbacks.report import make_report
 from pl_prune.core.files import load_weights
 from pl_prune.core.select import Select
 from pl_prune.core.types import PruneError
-from pl_prune.runs.folder import RunFolder
-from pl_prune.runs.plan import Spec
+from pl_prune.report.table import PruningReport
+from pl_prune.spelling import explain
 
 
 class PruneCLI(LightningCLI):
     """LightningCLI whose key `prune` holds the pruning callback, so that a sweep can say `--prune.sparsity=0.9`.
 
+    The key `adversarial` holds `AdversarialTraining`, if training is to be adversarial (`--adversarial.loss.beta=6`).
     The key `weights` names a file of weights to start from. Takes the arguments of `LightningCLI`. Without `prune`, the
     run is dense. A second run may overwrite the saved
     configuration of the first, which every sweep needs.
@@ -34,6 +33,9 @@ class PruneCLI(LightningCLI):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["save_config_kwargs"] = {"overwrite": True, **(kwargs.get("save_config_kwargs") or {})}
+        kwargs.setdefault("parser_class", _Parser)
+        if len(args) < 3:  # it may be given by position
+            kwargs.setdefault("save_config_callback", _SaveConfig)
         super().__init__(*args, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -62,7 +64,7 @@ class PruneCLI(LightningCLI):
                     "Expected --weights or --ckpt_path; found both. --ckpt_path resumes a run with its optimizer and masks, "
                     "--weights (null switches it off) starts a new one from weights alone."
                 )
-            load_weights(self.model, weights)
+            load_weights(self.model, weights, bool(self._get(self.config, "new_head")))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         callbacks = [cb for cb in callbacks if cb is not None]  # `--prune=null`
@@ -71,11 +73,31 @@ class PruneCLI(LightningCLI):
         )
 
     def before_fit(self) -> None:
-        """Refuse a finished run's folder before a logger opens it, which would empty its files."""
+        """Refuse a finished run's folder before a logger opens it, which would empty its files, and a fit of nothing.
+
+        Raises:
+            PruneError: If `limit_train_batches` is 0.
+        """
+        if self.trainer.limit_train_batches == 0:
+            raise PruneError(
+                "Expected batches to train on; found trainer.limit_train_batches=0. Leave it out, or look at the masks "
+                "with `pl-prune inspect`."
+            )
         refuse_finished(self.trainer)
 
+    def _spare_logs(self) -> None:
+        """Keep a logger from emptying the metrics of an earlier run."""
+        self.trainer.loggers = [
+            _Silent(logger.save_dir, logger.name, logger.version)
+            if isinstance(logger, CSVLogger) and Path(logger.log_dir, "metrics.csv").is_file()
+            else logger
+            for logger in self.trainer.loggers
+        ]
+
+    before_validate = before_test = before_predict = _spare_logs
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys `prune` and `weights`.
+        """Add the keys `prune`, `adversarial`, `weights` and `new_head`.
 
         Args:
             parser: The parser of one command.
@@ -86,18 +108,35 @@ class PruneCLI(LightningCLI):
             help="file of weights to start from: a checkpoint of any run, a state_dict, or .safetensors; "
             "optimizer and schedule start afresh",
         )
+        parser.add_argument(
+            "--new_head",
+            type=bool,
+            default=False,
+            help="with --weights: let the output layer keep its own weights, for another number of classes",
+        )
         parser.add_lightning_class_args(PruningCallback, "prune", subclass_mode=True, required=False)
-        parser.set_defaults({"prune": {"class_path": "pl_prune.Dense"}})
+        parser.add_lightning_class_args(AdversarialTraining, "adversarial", subclass_mode=True, required=False)
+        parser.set_defaults({"prune": {"class_path": "pl_prune.Dense"}, "adversarial": None})
 
 
 class Inspect(PruneCLI):
-    """Parse a recipe for `fit`, score and prune as it would, print the report, and train nothing."""
+    """Parse a recipe for `fit`, score and prune as it would, and train nothing.
+
+    Attributes:
+        report: What `fit` would have started with; None on every process but the first.
+    """
+
+    report: PruningReport | None = None
 
     def before_instantiate_classes(self) -> None:
-        """Switch off what would leave files."""
+        """Switch off what would leave files, and what shows the progress of a training."""
         self.config.fit.trainer.logger = False
         self.config.fit.trainer.enable_model_summary = False
+        self.config.fit.trainer.enable_progress_bar = False
         self.save_config_callback = None
+
+    def before_fit(self) -> None:
+        """Let a fit without batches pass: nothing is trained."""
 
     def fit(self, model: Any, **kwargs: Any) -> None:
         """Run the fit up to its first step.
@@ -105,65 +144,27 @@ class Inspect(PruneCLI):
         Args:
             model: The module.
             **kwargs: The other arguments of `Trainer.fit`.
+
+        Raises:
+            PruneError: If the fit ran in other processes.
         """
-        self.trainer.callbacks.append(_ShowReport())  # type: ignore[attr-defined]
+        maker = _MakeReport()
+        self.trainer.callbacks.append(maker)  # type: ignore[attr-defined]
         self.trainer.fit_loop.epoch_loop.max_steps = 0
         self.trainer.num_sanity_val_steps = 0
         self.trainer.fit(model, **kwargs)
-
-
-class StudyRun(PruneCLI):
-    """One run of a study: quiet, resumable, and reported."""
-
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        trainer = super()._instantiate_trainer(config, callbacks)
-        present: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(cb, SparsityReport) for cb in present):
-            present.append(SparsityReport())
-        if not any(isinstance(cb, ModelCheckpoint) and cb.save_last for cb in present):
-            present.append(ModelCheckpoint(save_last=True))  # checkpoint callbacks come last
-        return trainer
-
-    @classmethod
-    def train(cls, spec: Spec, run: RunFolder) -> None:
-        """Train a run to its end, from its last checkpoint where there is one.
-
-        Args:
-            spec: What to run.
-            run: Its folder.
-
-        Raises:
-            PruneError: If the configuration cannot be parsed.
-        """
-        run.path.mkdir(parents=True, exist_ok=True)
-        values = {
-            **spec.values,
-            "trainer.logger": {
-                "class_path": "lightning.pytorch.loggers.CSVLogger",
-                "init_args": {"save_dir": str(run.path.parent), "name": "", "version": run.path.name},
-            },
-            "trainer.enable_progress_bar": False,
-            "trainer.enable_model_summary": False,
-        }
-        settings = run.path / "settings.json"
-        settings.write_text(json.dumps(values, indent=1))
-        words = [word for file in (*spec.config, str(settings)) for word in ("--config", file)]
-        resume = ["--ckpt_path", str(run.checkpoint)] if run.checkpoint else []
-        log = run.path / "log.txt"
-        try:
-            with log.open("a") as said, redirect_stderr(said), warnings.catch_warnings():
-                for known in ("Experiment logs directory", "Checkpoint directory", "The dirpath has changed"):
-                    warnings.filterwarnings("ignore", known)  # the folder is this run's own
-                cls(args=["fit", *words, *resume])
-        except SystemExit as error:
-            last = log.read_text().strip().splitlines()[-1:]
+        if maker.report is None:
             raise PruneError(
-                f"Expected settings that `pl-prune fit` takes for {spec.key!r}; found {''.join(last)!r}. Try `pl-prune fit`."
-            ) from error
+                f"Expected a strategy that fits in this process; found {type(self.trainer.strategy).__name__}, which starts others. "
+                "Add `--trainer.strategy=auto --trainer.devices=1`."
+            )
+        self.report = maker.report if self.trainer.is_global_zero else None
 
 
-class _ShowReport(Callback):
-    """Write the report to the standard output, once every other callback has pruned."""
+class _MakeReport(Callback):
+    """Make the report, once every other callback has pruned."""
+
+    report: PruningReport | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pruning = pruning_callbacks(trainer)
@@ -172,9 +173,45 @@ class _ShowReport(Callback):
                 "Expected a recipe that prunes at the start of the fit; found none. Add `--prune PruneAtInit`, or look at a run that "
                 "prunes while it trains with `--ckpt_path`."
             )
-        text = make_report(trainer, pl_module, Select()).text()
-        if trainer.is_global_zero:
-            sys.stdout.write(text + "\n")
+        self.report = make_report(trainer, pl_module, Select())
+
+
+class _Silent(CSVLogger):
+    """Name the folder of a run, and write nothing into it."""
+
+    @property
+    def experiment(self) -> None:  # type: ignore[override]
+        """No file is opened."""
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        pass
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        pass
+
+    def save(self) -> None:
+        pass
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Save the configuration once pruning has taken it: what is refused leaves none, and only a fit writes one."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+
+class _Parser(LightningArgumentParser):
+    """A parser that says which name was meant where one of ours is mistyped."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        meant = explain(message, {"prune": PruningCallback, "adversarial": AdversarialTraining})
+        if meant is None:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        self.exit(2, f"{parser.prog.replace(' [options]', '')}: error: {meant}\n")
 
 
 for _name in pl_prune.__all__:  # jsonargparse resolves short class names among imported classes alone

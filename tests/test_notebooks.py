@@ -24,7 +24,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_every_notebook_is_run_here():
-    assert sorted(n.stem for n in NOTEBOOKS.glob("*.ipynb")) == ["gradual_pruning", "pruning_at_initialization"]
+    assert sorted(n.stem for n in NOTEBOOKS.glob("*.ipynb")) == ["adversarial", "gradual_pruning", "pruning_at_initialization", "studies"]
 
 
 @pytest.mark.filterwarnings("default")
@@ -44,3 +44,30 @@ def test_gradual_pruning(capsys):
     assert "the same masks: True" in capsys.readouterr().out
     total = sum(size for _, size in space["further"].masks.counts().values())
     assert round(space["further"].masks.sparsity() * total) == int(0.95 * total + 0.5)
+
+
+@pytest.mark.filterwarnings("default")
+def test_studies(capsys, monkeypatch):
+    pytest.importorskip("matplotlib").use("Agg")
+    space = execute("studies.ipynb")
+    assert space["status"] == space["again"] == space["found"] == 0
+    assert len(space["results"]) == 26
+    dense, *_, last = space["results"]
+    assert dense["row"] == "dense"
+    assert dense["last"] > 0.8
+    assert space["run"].masks().sparsity() == last["sparsity"] == pytest.approx(0.95, abs=1e-3)
+    assert (space["here"] / "notebook" / "report.html").is_file()
+    assert len(space["figures"]) >= 4
+    said = capsys.readouterr().out
+    assert "best val/acc" in said
+    assert "best of SNIP: val/acc" in said
+
+
+@pytest.mark.filterwarnings("default")
+def test_adversarial(capsys):
+    space = execute("adversarial.ipynb")
+    assert space["results"]["plain"].clean > 0.9
+    for name in ("Fast", "TRADES"):
+        assert space["results"][name].robust > space["results"]["plain"].robust + 0.2
+    assert [curve[-1].robust < 0.2 for curve in space["curves"].values()] == [True] * 3
+    assert "Take the normalisation out of the data" in capsys.readouterr().out

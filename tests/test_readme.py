@@ -46,6 +46,14 @@ def test_the_page_on_criteria_shows_a_working_one():
     assert torch.allclose(own["0.weight"], plp.score(model, plp.SNIP(), batch, loss)["0.weight"])
 
 
+def test_the_page_on_baselines_shows_masks_of_the_sparsity_asked_for():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "baselines.md").read_text(), re.DOTALL)
+    space: dict = {}
+    exec(code, space)
+    for name, asked in {"random_ticket": 0.9, "expander": 0.9, "two_of_four": 0.5}.items():
+        assert space[name].sparsity() == pytest.approx(asked, abs=1e-3), name
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/prune_at_init.md"])
 def test_every_criterion_and_allocation_is_listed(page):
     text = (ROOT / page).read_text()

@@ -79,7 +79,9 @@ class Bottleneck(nn.Module):
 
 _PLANS: dict[int, tuple[type[nn.Module], list[int], int]] = {
     18: (BasicBlock, [2, 2, 2, 2], 64),
+    34: (BasicBlock, [3, 4, 6, 3], 64),
     50: (Bottleneck, [3, 4, 6, 3], 64),
+    101: (Bottleneck, [3, 4, 23, 3], 64),
     20: (BasicBlock, [3, 3, 3], 16),
     32: (BasicBlock, [5, 5, 5], 16),
     56: (BasicBlock, [9, 9, 9], 16),
@@ -87,10 +89,10 @@ _PLANS: dict[int, tuple[type[nn.Module], list[int], int]] = {
 
 
 class ResNet(nn.Module):
-    """ResNet-18 and 50 (four stages from 64 channels), and the thin ResNet-20, 32 and 56 (three stages from 16 channels).
+    """ResNet-18, 34, 50 and 101 (four stages from 64 channels), and the thin ResNet-20, 32 and 56 (three stages from 16).
 
     Args:
-        depth: 18, 20, 32, 50 or 56.
+        depth: 18, 20, 32, 34, 50, 56 or 101.
         num_classes: Number of logits.
         stem: "cifar" is a 3x3 convolution; "imagenet" a 7x7 of stride 2 and max pooling.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, log10
+from math import floor, isfinite, log10
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _PER_CENT = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 
@@ -76,6 +77,31 @@ def count_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xticks(ticks, [count(t) for t in ticks])
     axes.minorticks_off()
     axes.set_xlim(low, high)
+
+
+def powers_of_ten(axis: Axis, low: float, high: float, flat: float | None = None) -> None:
+    """Make one axis logarithmic, with few ticks.
+
+    Args:
+        axis: `axes.xaxis` or `axes.yaxis`.
+        low: Lowest value it must show.
+        high: Highest value it must show.
+        flat: Width of the part around zero that is linear, for values of both signs; None for positive values.
+    """
+    scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
+    if flat is not None:
+        scale("symlog", linthresh=flat)
+        power = floor(log10(max(-low, high)))
+        ticks = {-(10.0**power): f"-1e{power}", 0.0: "0", 10.0**power: f"1e{power}"}
+        ticks = {tick: text for tick, text in ticks.items() if low <= tick <= high}
+    else:
+        scale("log")
+        first, last = floor(log10(low)), floor(log10(high)) + 1
+        step = max(1, -(-(last - first) // 4))
+        ticks = {10.0**power: f"1e{power}" for power in range(last, first - 1, -step)}
+        ticks = {tick: text for tick, text in ticks.items() if 0.5 * low <= tick <= 2 * high}
+    axis.set_ticks(list(ticks), list(ticks.values()))
+    axis.set_ticks([], minor=True)
 
 
 def count(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pl_prune.report.table import columns
+from pl_prune.report.table import Alarm, Facts, Part, Table
 
 _NEEDED = {"torch": ((2, 6), None), "lightning": ((2, 6), (2, 7)), "safetensors": ((0, 4), None)}
 
@@ -39,25 +39,29 @@ class Findings:
         """
         return asdict(self)
 
-    def text(self) -> str:
+    def parts(self) -> list[Part]:
         """Return it for a terminal.
 
         Returns:
-            Tables and lines.
+            What `show` renders.
         """
         extras = [
-            (name, "complete" if not missing else f"missing {', '.join(missing)}: pip install 'pl_prune[{name}]'")
+            (
+                f"extra {name}",
+                "complete" if not missing else f"missing {', '.join(missing)}: pip install 'pl_prune[{name}]'",
+            )
             for name, missing in self.extras.items()
         ]
-        return "\n".join([
-            columns([("package", "version"), *self.versions.items()]),
+        problems: list[Part] = [Alarm(f"PROBLEM: {problem}") for problem in self.problems]
+        return [
+            Table(("package", "version"), list(self.versions.items())),
             "",
-            f"devices: {', '.join(self.devices)}",
+            Facts([("devices", ", ".join(self.devices))]),
             "",
-            *(f"extra {name:<12}{what}" for name, what in extras),
+            Facts(extras),
             "",
-            *([f"PROBLEM: {problem}" for problem in self.problems] or ["no problem found"]),
-        ])
+            *(problems or ["no problem found"]),
+        ]
 
 
 def examine() -> Findings:

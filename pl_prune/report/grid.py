@@ -26,6 +26,7 @@ class Run:
         cost: Whole-model counts of report.json.
         path: Whether an input reaches the output; None where nobody knows.
         curve: A record for each epoch; none where metrics.jsonl is missing.
+        latency: Measured latency of report.json; none where it was not asked for.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class Run:
     cost: dict[str, float]
     path: bool | None
     curve: list[dict[str, float]]
+    latency: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,14 @@ class Study:
         groups: Runs by row and point.
         metric: What decides.
         direction: "maximize" or "minimize".
+        references: What a paper reports for its rows, as the study's file has it: row, settings, value, reproduced.
     """
 
     name: str
     groups: list[Group] = field(repr=False)
     metric: str
     direction: str
+    references: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @cached_property
     def rows(self) -> list[str]:

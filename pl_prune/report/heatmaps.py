@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
-from math import isnan, nan
-from pathlib import Path
+from math import isnan, nan, prod
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from pl_prune.core.types import PruneError
-from pl_prune.report.canvas import INK, PAPER, WIDTH, Picture, draw
+from pl_prune.core.masks import MaskSet
+from pl_prune.report.canvas import INK, Picture, draw
+from pl_prune.report.cells import cells, linear, tall, ticks
 from pl_prune.report.grid import Group, Run, Study
+from pl_prune.report.scored import MASKS, read_masks
 from pl_prune.report.sparsity import BOTTLENECK
-from pl_prune.report.words import abbreviate, apart, show
+from pl_prune.report.words import abbreviate, show
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _POINTS = 6
@@ -51,8 +50,8 @@ def density_figures(study: Study) -> list[Picture]:
             low = min((v for line in table for v in line if v > 0), default=0.01)
             low = min(max(low, 1e-4), 0.5)
             norm = LogNorm(low, 1)
-            mesh = _cells(axes, table, norm, "cividis")
-            _names(axes, [g.cell.row for g in groups], layers)
+            mesh = cells(axes, table, norm, "cividis")
+            ticks(axes, [g.cell.row for g in groups], layers)
             for y, line in enumerate(table):
                 for x, value in enumerate(line):
                     if value == 0:
@@ -61,13 +60,15 @@ def density_figures(study: Study) -> list[Picture]:
                         dark = norm(value) < 0.55
                         text = f"{100 * value:.2g}" if value < 0.995 else "100"
                         axes.text(x, y, text, color="white" if dark else "black", ha="center", va="center", size=7)
-            ticks = [low, *(t for t in (1e-3, 0.01, 0.03, 0.1, 0.3, 1) if t > 1.5 * low)]
-            bar = figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02, ticks=ticks)
-            bar.ax.set_yticklabels([f"{100 * tick:.2g}" if tick < 1 else "100" for tick in ticks])
+            marks = [low, *(t for t in (1e-3, 0.01, 0.03, 0.1, 0.3, 1) if t > 1.5 * low)]
+            bar = figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02, ticks=marks)
+            bar.ax.set_yticklabels([f"{100 * tick:.2g}" if tick < 1 else "100" for tick in marks])
             bar.ax.minorticks_off()
             bar.set_label("density (%)")
 
-        figures.append(draw(f"density_{number + 1}", title, caption, _tall(len(layers), groups), paint))
+        figures.append(
+            draw(f"density_{number + 1}", title, caption, tall(len(layers), [g.cell.row for g in groups]), paint)
+        )
     return figures
 
 
@@ -107,13 +108,13 @@ def collapse_figure(study: Study) -> Picture | None:
                     found[group.cell.row, i] = nan if value is None else value
             table = [[found[row, i] for i in range(len(points))] for row in rows]
             top = max((v for line in table for v in line if not isnan(v)), default=0)
-            _cells(axes, table, _linear(top or 1), "Blues")
+            cells(axes, table, linear(top or 1), "Blues")
             for (row, i), value in found.items():
                 text = "-" if isnan(value) else f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
                 color = INK if isnan(value) else "white" if value > 0.6 * (top or 1) else "black"
                 axes.text(i, rows.index(row), text, color=color, ha="center", va="center", size=7.5)
             axes.set_title(title)
-            _names(axes, [_tick(study, p) for p in points], rows, room=14)
+            ticks(axes, [_tick(study, p) for p in points], rows, room=14)
         every[1].set_xlabel(abbreviate(study.short(study.axis), 40) if study.axis else "point of the grid")
 
     caption = (
@@ -136,21 +137,28 @@ def agreement_figure(study: Study) -> Picture | None:
         The figure; None where fewer than two rows have masks.
     """
     point = study.shown[0] if study.shown else {}
-    groups = [g for g in study.at(point) if any(_file(run).is_file() for run in g.runs)]
+    groups: list[Group] = []
+    masks: list[MaskSet] = []
+    kept: list[int] = []
+    table: list[list[float]] = []
+    for group in study.at(point):
+        own = [read_masks(run) for run in group.runs if (run.folder / MASKS).is_file()][:2]
+        if own:
+            groups.append(group)
+            kept.append(_kept(own[0]))
+            line = [overlap(own[0], other, kept[-1] + n) for other, n in zip(masks, kept, strict=False)]
+            table.append([*line, overlap(own[0], own[1]) if len(own) > 1 else nan])
+            masks.append(own[0])
     if len(groups) < 2:
         return None
-    masks = [[_bits(_file(run)) for run in g.runs if _file(run).is_file()][:2] for g in groups]
-    table = [[nan] * len(groups) for _ in groups]
-    for i, j in combinations(range(len(groups)), 2):
-        table[i][j] = table[j][i] = _overlap(masks[i][0], masks[j][0])
-    for i, mine in enumerate(masks):
-        table[i][i] = _overlap(*mine) if len(mine) > 1 else nan
+    for i, line in enumerate(table):
+        line.extend(table[j][i] for j in range(i + 1, len(table)))
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         rows = [g.cell.row for g in groups]
-        mesh = _cells(axes, table, _linear(1), "cividis")
-        _names(axes, rows, rows)
+        mesh = cells(axes, table, linear(1), "cividis")
+        ticks(axes, rows, rows)
         for y, line in enumerate(table):
             for x, value in enumerate(line):
                 if not isnan(value) and len(groups) <= 10:
@@ -158,12 +166,18 @@ def agreement_figure(study: Study) -> Picture | None:
                     axes.text(x, y, f"{value:.2f}", color=color, ha="center", va="center", size=7)
         figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02).set_label("IoU (0 to 1)")
 
-    kept = mean(1 - (g.average(lambda run: run.record.get("sparsity")) or 0) for g in groups)
+    density = mean(1 - (g.average(lambda run: run.record.get("sparsity")) or 0) for g in groups)
     caption = (
         "Look for bright pairs, whose masks keep the same weights (intersection over union; first seed of each row; "
-        f"the diagonal compares two seeds of one row): masks drawn at random would have about {kept / (2 - kept):.2f}."
+        f"the diagonal compares two seeds of one row): masks drawn at random would have about {density / (2 - density):.2f}."
     )
-    return draw("agreement", f"Agreement of masks at {study.label(point)}", caption, _tall(len(groups), groups), paint)
+    return draw(
+        "agreement",
+        f"Agreement of masks at {study.label(point)}",
+        caption,
+        tall(len(groups), [g.cell.row for g in groups]),
+        paint,
+    )
 
 
 def _density(group: Group, name: str) -> float:
@@ -179,64 +193,28 @@ def _empty(layers: Sequence[dict[str, Any]]) -> float:
     return float(100 * sum(x["empty_rows"] for x in layers) / max(channels, 1))
 
 
-def _cells(axes: Axes, table: list[list[float]], norm: Any, colors: str) -> Any:
-    xs, ys = ([place - 0.5 for place in range(size + 1)] for size in (len(table[0]), len(table)))
-    mesh = axes.pcolormesh(xs, ys, table, norm=norm, cmap=colors, edgecolors=PAPER, linewidth=0.8)
-    axes.set_xlim(-0.5, len(table[0]) - 0.5)
-    axes.set_ylim(len(table) - 0.5, -0.5)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return mesh
-
-
-def _linear(top: float) -> Any:
-    from matplotlib.colors import Normalize
-
-    return Normalize(0, top)
-
-
-def _names(axes: Axes, across: Sequence[str], down: Sequence[str], room: int = 44) -> None:
-    short = apart(across, 14)
-    turned = max(map(len, short), default=0) * len(short) > room
-    axes.set_xticks(range(len(short)), short, rotation=90 if turned else 0)
-    axes.set_yticks(range(len(down)), apart(down, 24))
-
-
-def _tall(lines: int, groups: Sequence[Group]) -> float:
-    return min(1.1 + 0.2 * max(lines, 4) + 0.06 * max(min(len(g.cell.row), 14) for g in groups), 4 * WIDTH)
-
-
 def _tick(study: Study, point: dict[str, Any]) -> str:
     return show(point[study.axis]) if study.axis and len(point) == 1 else ", ".join(map(show, point.values())) or "all"
 
 
-def _file(run: Run) -> Path:
-    return run.folder / "masks.safetensors"
+def overlap(one: MaskSet, other: MaskSet, kept: int | None = None) -> float:
+    """Compare what two masks keep.
 
+    Args:
+        one: Masks.
+        other: Masks.
+        kept: Entries that the first and that the second keep, in sum, where that has been counted already.
 
-def _bits(file: Path) -> dict[str, Any]:
-    """Read packed masks: an array of bytes a parameter, of which every bit is an entry."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "np") as stored:
-            found = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
-        if any(bits.dtype != "uint8" for bits in found.values()):
-            raise ValueError("not bits")
-        return found
-    except (SafetensorError, ValueError) as error:
-        raise PruneError(
-            f"Expected masks in {str(file)!r}; found a damaged file ({error}). Run the fit again."
-        ) from error
-
-
-def _overlap(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Return the intersection over the union of what two masks keep; NaN for two architectures."""
-    import numpy as np
-
-    if {n: b.shape for n, b in one.items()} != {n: b.shape for n, b in other.items()}:
+    Returns:
+        Intersection over union, in [0, 1]; NaN for two architectures.
+    """
+    if one.shapes() != other.shapes():
         return nan
-    ones = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
-    both = sum(int(ones[one[n] & other[n]].sum(dtype=np.int64)) for n in one)
-    either = sum(int(ones[one[n] | other[n]].sum(dtype=np.int64)) for n in one)
-    return both / either if either else 1.0
+    total = sum(prod(shape) for shape in one.shapes().values())
+    kept = _kept(one) + _kept(other) if kept is None else kept
+    odd = round(one.hamming(other) * total)
+    return (kept - odd) / (kept + odd) if kept else 1.0
+
+
+def _kept(masks: MaskSet) -> int:
+    return sum(kept for kept, _ in masks.counts().values())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from pl_prune.report.axes import count_axis, sparsity_axis, value_axis
 from pl_prune.report.canvas import INK, Picture, band, draw, legend, legend_height, look
+from pl_prune.report.costs import latency, latency_words
 from pl_prune.report.findings import failed
-from pl_prune.report.grid import Group, Study
+from pl_prune.report.grid import Group, Run, Study
 from pl_prune.report.words import abbreviate, apart, spread
 
 if TYPE_CHECKING:
@@ -138,25 +139,32 @@ def _bars(study: Study, points: Sequence[dict[str, Any]]) -> Picture:
 
 
 def pareto_figures(study: Study) -> list[Picture]:
-    """Draw the metric against the parameters and the MACs that are kept, with the front marked.
+    """Draw the metric against the parameters and MACs that are kept and the measured latency, with the front marked.
 
     Args:
         study: The study.
 
     Returns:
-        Two figures; none where no run has a report.
+        At most three figures; none where no run has a report.
     """
-    wanted = (
-        ("pareto_parameters", "params_kept", "parameters", "parameters kept in the whole model (count, log scale)"),
-        ("pareto_macs", "macs_kept", "MACs", "MACs kept for one sample (count, log scale)"),
-    )
-    return [picture for name, key, word, label in wanted if (picture := _pareto(study, name, key, word, label))]
+    wanted: list[tuple[str, Callable[[Run], float | None], str, str]] = [
+        (
+            "parameters",
+            lambda run: run.cost.get("params_kept"),
+            "parameters kept",
+            "parameters kept in the whole model (count, log scale)",
+        ),
+        ("macs", lambda run: run.cost.get("macs_kept"), "MACs kept", "MACs kept for one sample (count, log scale)"),
+        ("latency", latency, "latency", "measured latency of one forward pass, masked (ms, log scale)"),
+    ]
+    figures = [_pareto(study, name, cost, word, label) for name, cost, word, label in wanted]
+    return [figure for figure in figures if figure]
 
 
-def _pareto(study: Study, name: str, key: str, word: str, label: str) -> Picture | None:
+def _pareto(study: Study, name: str, measure: Callable[[Run], float | None], word: str, label: str) -> Picture | None:
     spots: list[tuple[float, float, Group]] = []
     for group in study.groups:
-        cost = group.average(lambda run: run.cost.get(key))
+        cost = group.average(measure)
         if cost and group.finite:
             spots.append((cost, mean(group.cell.last), group))
     if not spots:
@@ -199,6 +207,9 @@ def _pareto(study: Study, name: str, key: str, word: str, label: str) -> Picture
     better = "higher" if sign > 0 else "lower"
     notes = f" {below} that failed lie outside the frame." * bool(
         below
-    ) + f" {absent} without a count are left out." * bool(absent)
-    caption = f"Look at the ringed points: no other point keeps fewer {word} and is {better}.{notes}"
-    return draw(name, f"{study.metric} against {word} kept", caption, 2.8 + legend_height(labels), paint)
+    ) + f" {absent} without one are left out." * bool(absent)
+    less = "is faster" if name == "latency" else f"has fewer {word}"
+    caption = f"Look at the ringed points: no other point {less} and is {better}.{notes}"
+    if name == "latency":
+        caption += f" {latency_words([run for s in spots for run in s[2].runs])}"
+    return draw(f"pareto_{name}", f"{study.metric} against {word}", caption, 2.8 + legend_height(labels), paint)

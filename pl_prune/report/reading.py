@@ -50,7 +50,15 @@ def read_study(folder: Path, metric: str, direction: str) -> Study:
         run = read_run(folder / "runs" / str(record["key"]), record)
         runs.setdefault(json.dumps([record["row"], record["settings"]]), []).append(run)
     groups = [Group(cell, found) for cell, found in zip(cells(records), runs.values(), strict=True)]
-    return Study(folder.resolve().name, groups, metric, direction)
+    return Study(folder.resolve().name, groups, metric, direction, _references(folder / "study.json"))
+
+
+def _references(file: Path) -> list[dict[str, Any]]:
+    found = read_json(file).get("references", []) if file.is_file() else []
+    keys = {"row", "settings", "value", "reproduced"}
+    if not isinstance(found, list) or not all(isinstance(one, dict) and keys <= set(one) for one in found):
+        raise PruneError(f"Expected the record of a study in {str(file)!r}; found something else. Run the study again.")
+    return found
 
 
 def read_run(folder: Path, record: dict[str, Any]) -> Run:
@@ -68,19 +76,20 @@ def read_run(folder: Path, record: dict[str, Any]) -> Run:
     """
     file = folder / "report.json"
     report = read_json(file) if file.is_file() else {}
-    layers, cost = report.get("layers", []), report.get("cost", {})
+    layers, cost, latency = report.get("layers", []), report.get("cost", {}), report.get("latency") or {}
     if (
         not isinstance(layers, list)
         or not isinstance(cost, dict)
         or not all(map(_is_layer, layers))
         or not all(map(is_number, cost.values()))
+        or not _is_latency(latency)
     ):
         raise PruneError(
             f"Expected the report of SparsityReport in {str(file)!r}; found something else. Run the fit again."
         )
     metrics = folder / "metrics.jsonl"
     curve = read_lines(metrics) if metrics.is_file() else []
-    return Run(folder, record, layers, cost, report.get("path"), curve)
+    return Run(folder, record, layers, cost, report.get("path"), curve, latency)
 
 
 def _is_layer(layer: Any) -> bool:
@@ -89,6 +98,15 @@ def _is_layer(layer: Any) -> bool:
         and isinstance(layer.get("name"), str)
         and isinstance(layer.get("shape"), list)
         and all(is_number(layer.get(key)) for key in ("kept", "total", "empty_rows"))
+    )
+
+
+def _is_latency(latency: Any) -> bool:
+    return latency == {} or (
+        isinstance(latency, dict)
+        and {"device", "threads", "batch"} <= set(latency)
+        and all(isinstance(latency.get(kind), list) and len(latency[kind]) == 3 for kind in ("dense", "masked"))
+        and all(is_number(value) and value > 0 for kind in ("dense", "masked") for value in latency[kind])
     )
 
 

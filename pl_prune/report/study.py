@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from pl_prune.report.table import columns
+from pl_prune.report.table import Strong, Table
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,32 @@ def cells(results: Sequence[Mapping[str, Any]]) -> list[Cell]:
     ]
 
 
+def summary(results: Sequence[Mapping[str, Any]], direction: str) -> list[dict[str, Any]]:
+    """Return the cells as plain data.
+
+    Args:
+        results: Records of finished runs.
+        direction: "maximize" or "minimize".
+
+    Returns:
+        The fields of each cell, mean and standard deviation of its values (None for a single seed), and whether it won.
+    """
+    found = cells(results)
+    first = winners(found, direction)
+    return [
+        {
+            **asdict(cell),
+            **{f"{name}_mean": mean(values) for name, values in (("last", cell.last), ("best", cell.best))},
+            **{
+                f"{name}_std": stdev(values) if len(values) > 1 else None
+                for name, values in (("last", cell.last), ("best", cell.best))
+            },
+            "won": cell in first,
+        }
+        for cell in found
+    ]
+
+
 def winners(found: Sequence[Cell], direction: str) -> list[Cell]:
     """Name, at each point of the grid, the row that is better than all others beyond their intervals.
 
@@ -93,36 +119,83 @@ def winners(found: Sequence[Cell], direction: str) -> list[Cell]:
     return best
 
 
-def study_table(results: Sequence[Mapping[str, Any]], metric: str, direction: str) -> str:
+def study_table(
+    results: Sequence[Mapping[str, Any]],
+    metric: str,
+    direction: str,
+    references: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Set the rows of a study side by side, as plain text.
+
+    Args:
+        results: Records of finished runs.
+        metric: Name of the metric.
+        direction: "maximize" or "minimize".
+        references: As for `standings`.
+
+    Returns:
+        `standings`, the best of a point between asterisks.
+    """
+    return standings(results, metric, direction, references).text()
+
+
+def standings(
+    results: Sequence[Mapping[str, Any]],
+    metric: str,
+    direction: str,
+    references: Sequence[Mapping[str, Any]] = (),
+) -> Table:
     """Set the rows of a study side by side.
 
     Args:
         results: Records of finished runs.
         metric: Name of the metric.
         direction: "maximize" or "minimize".
+        references: Values that a paper reports, as it prints them, and its rows that cannot be run: `Plan.references`.
 
     Returns:
-        A line for each row at each point of the grid; the best of a point between asterisks where its interval
-        overlaps with no other's.
+        A line for each row at each point of the grid; the best of a point stands out where its interval overlaps with
+        no other's; then a line for each row that is not reproduced.
     """
     found = cells(results)
-    keys = list(dict.fromkeys(key for cell in found for key in cell.settings))
+    absent = [r for r in references if not r["reproduced"]]
+    printed = {_place(r["row"], r["settings"]): r["value"] or "-" for r in references}
+    points = [*(cell.settings for cell in found), *(r["settings"] for r in absent)]
+    keys = list(dict.fromkeys(key for point in points for key in point))
     first = winners(found, direction)
     head = ["row", *(key.rpartition(".")[2] for key in keys), "seeds", f"last {metric}", f"best {metric}"]
-    lines = [[*head, "pruning s", "wall s", "peak MiB"]]
+    paper = any(r["value"] for r in references)
+    head += [*(["paper"] if paper else []), "pruning s", "wall s", "peak MiB"]
+    lines = []
     for cell in found:
         last = _spread(cell.last)
         lines.append([
             cell.row,
             *(str(cell.settings.get(key, "-")) for key in keys),
             str(len(cell.seeds)),
-            f"**{last}**" if cell in first else last,
+            Strong(last) if cell in first else last,
             _spread(cell.best),
+            *([printed.get(_place(cell.row, cell.settings), "-")] if paper else []),
             f"{cell.pruning_seconds:.2f}",
             f"{cell.seconds:.1f}",
             "-" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.0f}",
         ])
-    return columns(lines)
+    for r in absent:
+        point = [str(r["settings"].get(key, "-")) for key in keys]
+        lines.append([
+            r["row"],
+            *point,
+            "0",
+            "not reproduced",
+            "-",
+            *([r["value"] or "-"] if paper else []),
+            *["-"] * 3,
+        ])
+    return Table(head, lines)
+
+
+def _place(row: str, settings: Mapping[str, Any]) -> str:
+    return json.dumps([row, settings], sort_keys=True)
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -19,15 +19,16 @@ summary { cursor: pointer; font-weight: 600; margin-top: .8rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 thead th { position: sticky; top: 0; z-index: 1; background: var(--mark); vertical-align: bottom; color: var(--quiet); font-weight: 600; }
-th:first-child, td:last-child, thead th:last-child { text-align: left; }
-td:last-child { white-space: normal; min-width: 14rem; }
+th:first-child, .prose td:last-child, .prose thead th:last-child { text-align: left; }
+.prose td:last-child { white-space: normal; min-width: 14rem; }
 tbody th { position: sticky; left: 0; background: var(--paper); min-width: clamp(7rem, 18vw, 13rem); white-space: normal; }
 tbody tr:last-child > * { border-bottom: 0; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; max-width: 46rem; }
 dt { color: var(--quiet); } dd { margin: 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 2rem 2.5rem; }
 figure { margin: 0; min-width: 0; max-width: 36rem; }
-figure svg { display: block; width: 100%; height: auto; }
+figure svg, figure img { display: block; width: 100%; height: auto; }
+figure img { background: #fff; border-radius: 4px; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 @media print { .wide { overflow: visible; max-height: none; } }
 """

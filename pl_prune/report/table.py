@@ -1,4 +1,4 @@
-"""The report of a pruned network, as text and as plain data."""
+"""Tables, and the report of a pruned network, as text and as plain data."""
 
 from __future__ import annotations
 
@@ -6,11 +6,81 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 from pl_prune.core.types import PruneError
 from pl_prune.report.cost import Cost
 from pl_prune.report.sparsity import LayerSparsity
+
+
+class Strong(str):
+    """A cell that won: between asterisks in plain text, bold on a terminal."""
+
+
+class Alarm(str):
+    """A cell or a line that warns: red on a terminal."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a head.
+
+    Args:
+        head: A name for each column.
+        rows: A cell for each column.
+
+    Attributes:
+        code: Whether backticks set off code in its cells.
+    """
+
+    code: ClassVar[bool] = False
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def text(self) -> str:
+        """Write it in aligned columns.
+
+        Returns:
+            One line a row.
+        """
+        rows = [[f"**{cell}**" if isinstance(cell, Strong) else cell for cell in row] for row in self.rows]
+        return columns([self.head, *rows])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Labels, each with what there is to say.
+
+    Args:
+        pairs: Label and text.
+    """
+
+    pairs: Sequence[tuple[str, str]]
+
+    def text(self) -> str:
+        """Write a line for each.
+
+        Returns:
+            The labels in a column of their own.
+        """
+        width = max((len(label) for label, _ in self.pairs), default=0)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in self.pairs)
+
+
+Part: TypeAlias = Table | Facts | str
+"""What a command shows, one below the other; `pl_prune.report.terminal.show` renders it."""
+
+
+def as_text(parts: Sequence[Part]) -> str:
+    """Write parts as plain text.
+
+    Args:
+        parts: Tables, facts and lines.
+
+    Returns:
+        One below the other.
+    """
+    return "\n".join(part if isinstance(part, str) else part.text() for part in parts)
 
 
 @dataclass(frozen=True)
@@ -62,14 +132,30 @@ class PruningReport:
         Returns:
             What `json.dumps` takes.
         """
-        layers = [{**asdict(layer), "density": layer.density} for layer in self.layers]
+        layers = [
+            {
+                **asdict(layer),
+                "density": layer.density,
+                "collapsed": layer.collapsed,
+                "bottleneck": layer.bottleneck,
+            }
+            for layer in self.layers
+        ]
         return {**asdict(self), "layers": layers, "sparsity": self.sparsity}
 
     def text(self) -> str:
-        """Return the layer table and the summary, for a terminal.
+        """Return the layer table and the summary as plain text.
 
         Returns:
             Lines of at most about 110 characters.
+        """
+        return as_text(self.parts())
+
+    def parts(self) -> list[Part]:
+        """Return the layer table and the summary.
+
+        Returns:
+            What `show` renders.
         """
         rows = [
             (
@@ -80,12 +166,12 @@ class PruningReport:
                 f"{layer.empty_rows}/{layer.shape[0]}",
                 f"{layer.empty_cols}/{layer.shape[1] if len(layer.shape) > 1 else layer.shape[0]}",
                 "-" if layer.kernel_sparsity is None else f"{layer.kernel_sparsity:.1%}",
-                "COLLAPSED" if layer.collapsed else "bottleneck" if layer.bottleneck else "",
+                Alarm("COLLAPSED") if layer.collapsed else "bottleneck" if layer.bottleneck else "",
             )
             for layer in self.layers
         ]
         head = ("prunable parameter", "shape", "kept", "density", "empty rows", "empty cols", "empty kernels", "")
-        path = {True: "yes", False: "NO: no input reaches the output", None: "unknown"}[self.path]
+        path = {True: "yes", False: Alarm("NO: no input reaches the output"), None: "unknown"}[self.path]
         cost = self.cost
         bottlenecks = sum(layer.bottleneck and not layer.collapsed for layer in self.layers)
         summary = [
@@ -109,8 +195,7 @@ class PruningReport:
             ),
             ("path input to output", path),
         ]
-        width = max(len(label) for label, _ in summary)
-        return "\n".join([columns([head, *rows]), "", *(f"{label:<{width}}  {value}" for label, value in summary)])
+        return [Table(head, rows), "", Facts(summary)]
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -133,18 +218,30 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def compare(folders: Sequence[str | Path]) -> str:
-    """Set finished runs side by side.
+    """Set finished runs side by side, as plain text.
 
     Args:
         folders: Folders that hold a `report.json` of `SparsityReport`.
 
     Returns:
         A table with a row for each run and a column for each metric that all of them have.
+    """
+    return comparison(read_runs(folders)).text()
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Read what finished runs are compared by.
+
+    Args:
+        folders: Folders that hold a `report.json` of `SparsityReport`.
+
+    Returns:
+        Folder, sparsity, counts and metrics of each.
 
     Raises:
         PruneError: If there is no folder, or one holds no report.
     """
-    reports = []
+    runs = []
     for folder in folders:
         file = Path(folder) / "report.json"
         if not file.is_file():
@@ -153,23 +250,36 @@ def compare(folders: Sequence[str | Path]) -> str:
             )
         try:
             report = json.loads(file.read_text())
-            reports.append({key: report[key] for key in ("metrics", "sparsity", "cost")})
+            counts = {key: report["cost"][key] for key in ("params", "params_kept", "macs", "macs_kept")}
+            metrics = dict(report["metrics"])
+            runs.append({"run": str(folder), "sparsity": report["sparsity"], **counts, "metrics": metrics})
         except (ValueError, KeyError, TypeError) as error:
             raise PruneError(
                 f"Expected the report of SparsityReport in {file}; found something else ({error!r}). Run the fit again."
             ) from error
-    if not reports:
+    if not runs:
         raise PruneError("Expected at least one run folder; found none. Name the folders of finished runs.")
-    shared = [m for m in reports[0]["metrics"] if all(m in r["metrics"] for r in reports)]
-    head = ("run", "sparsity", "params kept", "MACs kept", *shared)
+    return runs
+
+
+def comparison(runs: Sequence[dict[str, Any]]) -> Table:
+    """Set finished runs side by side.
+
+    Args:
+        runs: What `read_runs` returns.
+
+    Returns:
+        A row for each run and a column for each metric that all of them have.
+    """
+    shared = [m for m in runs[0]["metrics"] if all(m in run["metrics"] for run in runs)]
     rows = [
         (
-            str(folder),
-            f"{r['sparsity']:.4f}",
-            f"{r['cost']['params_kept']:,}",
-            f"{r['cost']['macs_kept']:,}",
-            *(f"{r['metrics'][m]:.4f}" for m in shared),
+            run["run"],
+            f"{run['sparsity']:.4f}",
+            f"{run['params_kept']:,}",
+            f"{run['macs_kept']:,}",
+            *(f"{run['metrics'][m]:.4f}" for m in shared),
         )
-        for folder, r in zip(folders, reports, strict=True)
+        for run in runs
     ]
-    return columns([head, *rows])
+    return Table(("run", "sparsity", "params kept", "MACs kept", *shared), rows)

@@ -73,6 +73,19 @@ class TransferCell:
         return float(mean(x * x for x in self.floor) ** 0.5)
 
 
+def risk(metric: float, direction: str) -> float:
+    """Turn a metric into a risk.
+
+    Args:
+        metric: An accuracy in [0, 1] where it is maximised, else a loss.
+        direction: "maximize" or "minimize".
+
+    Returns:
+        The error in percent, or the loss.
+    """
+    return 100 * (1 - metric) if direction == "maximize" else metric
+
+
 def transfer_cells(trainings: Sequence[Training]) -> list[TransferCell]:
     """Compute the Dataset-Transfer Index and the Initialization-Independence Index.
 

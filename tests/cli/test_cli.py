@@ -16,12 +16,15 @@ from pl_prune import MaskSet
 from pl_prune.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
+TABLES = ("recipes/studies/pai", "recipes/studies/yopo")  # parsed by runs/test_study_recipes.py
+FILES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if p.parent.relative_to(ROOT).as_posix() not in TABLES]
 OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES = (
     [p for p in FILES if p.parent.name == kind]
     for kind in ("loggers", "sweeps", "pai", "gradual", "settings", "studies")
 )
-RECIPES = [p for p in FILES if p not in OVERLAYS + SWEEPS + CRITERIA + GRADUAL + SETTINGS + STUDIES]
+BASELINES = [p for p in FILES if p.parent.name in ("baselines", "yopo")]
+ADVERSARIAL = [p for p in FILES if p.parent.name == "adversarial"]  # run by test_adversarial_recipes.py
+RECIPES = [p for p in FILES if p not in ADVERSARIAL + BASELINES + OVERLAYS + SWEEPS + CRITERIA + GRADUAL + SETTINGS + STUDIES]
 DIGITS = ROOT / "recipes" / "settings" / "convnet_digits.yaml"
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -39,12 +42,14 @@ def run(*argv: str) -> int:
 
 def test_every_recipe_is_found():
     assert [p.relative_to(ROOT).as_posix() for p in RECIPES] == ["recipes/quickstart.yaml"]
-    assert [len(kind) for kind in (OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES)] == [1, 3, 16, 2, 10, 1]
+    assert len(BASELINES) == 11
+    assert len(ADVERSARIAL) == 7
+    assert [len(kind) for kind in (OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES)] == [1, 5, 16, 2, 19, 1]
 
 
 def test_every_criterion_has_a_recipe():
     criteria = {type(c).__name__ for c in pl_prune_criteria()}
-    recipes = [yaml.safe_load(p.read_text())["prune"] for p in CRITERIA]
+    recipes = [yaml.safe_load(p.read_text())["prune"] for p in CRITERIA + BASELINES]
     assert {r["init_args"]["criterion"].split(".")[-1] for r in recipes if isinstance(r, dict)} == criteria
 
 
@@ -59,9 +64,9 @@ TINY = [
 @pytest.mark.filterwarnings(
     "ignore:The variance of predictions", "ignore:.*every score is zero", "ignore:.*expected a signal path"
 )
-@pytest.mark.parametrize("recipe", CRITERIA, ids=lambda p: p.stem)
+@pytest.mark.parametrize("recipe", CRITERIA + BASELINES, ids=lambda p: p.stem)
 def test_a_criterions_recipe_runs(recipe):
-    small = ["--prune.criterion.init_args.rounds=3"] if recipe.stem == "synflow" else []
+    small = ["--prune.criterion.init_args.rounds=3"] if recipe.stem in ("synflow", "iter_snip", "force") else []
     files = [f"--config={recipe}", f"--config={DIGITS}", "--model.network.width=4"]
     assert run("fit", *files, *QUIET, *TINY, *small, "--trainer.logger=false") == 0
 

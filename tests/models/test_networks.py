@@ -15,8 +15,10 @@ SIZES = {
     "ResNet-18": (lambda: ResNet(18), 11.17),
     "ResNet-20": (lambda: ResNet(20), 0.27),
     "ResNet-32": (lambda: ResNet(32), 0.466),
+    "ResNet-34": (lambda: ResNet(34), 21.28),
     "ResNet-50": (lambda: ResNet(50), 23.5),
     "ResNet-56": (lambda: ResNet(56), 0.855),
+    "ResNet-101": (lambda: ResNet(101), 42.5),
     "VGG-16": (lambda: VGG(16), 14.73),
     "VGG-19": (lambda: VGG(19), 20.04),
     "WRN-28-4": (lambda: WideResNet(28, 4), 5.85),
@@ -35,10 +37,11 @@ def test_sizes_and_shapes(make, millions):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
-def test_resnet50_for_imagenet_has_the_tensors_of_torchvisions():
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+def test_a_resnet_for_imagenet_has_the_tensors_of_torchvisions(depth):
     torchvision = pytest.importorskip("torchvision")
     with torch.device("meta"):
-        ours, theirs = ResNet(50, 1000, "imagenet"), torchvision.models.resnet50()
+        ours, theirs = ResNet(depth, 1000, "imagenet"), getattr(torchvision.models, f"resnet{depth}")()
         shapes = [sorted(tuple(t.shape) for t in m.state_dict().values()) for m in (ours, theirs)]
         assert shapes[0] == shapes[1]
         assert ours(torch.empty(1, 3, 224, 224)).shape == (1, 1000)

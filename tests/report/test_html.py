@@ -14,14 +14,25 @@ from statistics import mean, stdev
 import pytest
 import torch
 
+import pl_prune as plp
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.types import PruneError
-from pl_prune.report.heatmaps import _bits, _overlap
+from pl_prune.report.heatmaps import overlap
 from pl_prune.report.html import write_report
+from pl_prune.report.reading import read_study
+from pl_prune.report.scored import scored
 from pl_prune.runs.folder import RunFolder
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 SPARSITIES = (0.5, 0.9, 0.99)
+LATENCY = {
+    "dense": [0.0010, 0.0020, 0.0030],
+    "masked": [0.0010, 0.0021, 0.0030],
+    "batch": 2,
+    "threads": 4,
+    "device": "a device",
+    "repeats": 20,
+}
 
 
 class Page(HTMLParser):
@@ -62,9 +73,8 @@ class Page(HTMLParser):
         if {"td", "th"} & set(self.open):
             self.rows[-1][-1] += data
 
-    def line(self, *start: str) -> list[str]:
-        (found,) = (row for row in self.rows if row[: len(start)] == list(start))
-        return found
+    def line(self, *start: str, table: int = 0) -> list[str]:
+        return [row for row in self.rows if row[: len(start)] == list(start)][table]
 
     def stands_alone(self) -> None:
         kinds = [tag for tag, _ in self.tags]
@@ -79,7 +89,7 @@ class Page(HTMLParser):
                 )
         drawings = [attrs for tag, attrs in self.tags if tag == "svg"]
         assert all(a["role"] == "img" and len(a["aria-label"] or "") > 30 for a in drawings)
-        assert kinds.count("figure") == kinds.count("figcaption") == len(drawings)
+        assert kinds.count("figure") == kinds.count("figcaption") == len(drawings) + kinds.count("img")
         ids = [attrs["id"] for _, attrs in self.tags if "id" in attrs]
         assert len(ids) == len(set(ids))
         used = set(re.findall(r"url\(#([^)]*)\)", json.dumps(self.tags))) | {
@@ -103,7 +113,10 @@ def add(folder: Path, row: str, settings: dict, seed: int, last: float, **more) 
     run.path.mkdir(parents=True)
     names = more.get("layers", [f"network.block{i}.conv.weight" for i in range(3)])
     generator = torch.Generator().manual_seed(seed)
-    masks = MaskSet({n: torch.rand(8, 8, generator=generator) >= sparsity for n in names} if sparsity else {})
+    scores = {n: torch.rand(8, 8, generator=generator) for n in names}
+    masks = MaskSet(
+        {n: score >= sparsity for n, score in scores.items()} if sparsity and more.get("masked", True) else {}
+    )
     kept = more.get("kept", {n: max(k, 1) for n, (k, _) in masks.counts().items()} or dict.fromkeys(names, 64))
     for epoch in range(more.get("epochs", 3)):
         run.log({
@@ -114,9 +127,12 @@ def add(folder: Path, row: str, settings: dict, seed: int, last: float, **more) 
         })
     cost = {"params": 1000, "params_kept": 100 + sum(kept.values()), "macs": 9000, "macs_kept": 10 * sum(kept.values())}
     report = {"layers": layers(kept), "cost": cost, "path": more.get("path", True), "metrics": {}}
+    report |= {"latency": more["latency"]} if "latency" in more else {}
     (run.path / "report.json").write_text(json.dumps(report))
     result = {"method": f"{row}() at {sparsity}", "sparsity": sparsity, "seed": seed, "epochs": 3, "steps": 30}
     result |= {"seconds": 5.0 + seed, "pruning_seconds": 0.5, "peak_bytes": 2**30, "metrics": {"val/acc": last}}
+    if sparsity and "criterion" in more:
+        run.keep_scores(scores, {"criterion": more["criterion"], "weights": f"of seed {seed}"})
     run.finish(result, masks)
     record = {"key": key, "row": row, "settings": settings, "best": max(last, 0.9), "last": last, **result}
     with (folder / "results.jsonl").open("a") as file:
@@ -128,9 +144,11 @@ def small(folder: Path) -> Path:
     for seed in range(3):
         add(folder, "dense", {}, seed, 0.95 + 0.001 * seed)
         for sparsity in SPARSITIES:
-            add(folder, "near", {"prune.sparsity": sparsity}, seed, 0.90 - sparsity / 10 + 0.01 * seed)
-            shift = 0.001 if sparsity == 0.5 else 0.05
-            add(folder, "far", {"prune.sparsity": sparsity}, seed, 0.90 - sparsity / 10 + shift + 0.01 * seed)
+            level = 0.90 - sparsity / 10 + 0.01 * seed
+            timed = {"latency": LATENCY} if sparsity == 0.9 else {}
+            add(folder, "near", {"prune.sparsity": sparsity}, seed, level, criterion=plp.Magnitude(), **timed)
+            level += 0.001 if sparsity == 0.5 else 0.05
+            add(folder, "far", {"prune.sparsity": sparsity}, seed, level, criterion=plp.SNIP())
         names = [f"network.block{i}.conv.weight" for i in range(3)]
         dead = {"kept": dict(zip(names, (5, 0, 1), strict=True)), "path": False}
         add(folder, "dies", {"prune.sparsity": 0.99}, seed, 0.1 + 0.001 * seed, **dead)
@@ -155,7 +173,7 @@ def test_a_study_is_a_page_that_stands_alone_with_its_figures_beside_it(written)
     page = Page(path)
     page.stands_alone()
     pngs = sorted((study / "report_figures").iterdir())
-    assert 9 <= len(pngs) <= 12
+    assert len(pngs) == 16
     assert len(pngs) == sum(tag == "svg" for tag, _ in page.tags)
     assert all(png.read_bytes().startswith(b"\x89PNG") for png in pngs)
     assert not list(study.rglob("*.part"))
@@ -165,10 +183,16 @@ def test_a_study_is_a_page_that_stands_alone_with_its_figures_beside_it(written)
         "Collapse",
         "parameters kept",
         "MACs kept",
+        "against latency",
         "during training",
+        "Scores of the entries",
+        "Scores against magnitudes",
+        "Magnitudes that are pruned",
+        "Correlation between the rows' scores",
+        "Widths at sparsity 0.99",
+        "Agreement of masks",
     ):
         assert word in page.texts["h3"], word
-    assert "Agreement of masks" in page.texts["h3"]
     assert "save neither time nor memory" in page.texts["all"]
 
 
@@ -216,6 +240,25 @@ def test_the_table_holds_means_and_deviations_of_the_data(written):
     assert checked == 6
     assert page.line("dense")[1] == "-"
     assert page.texts["strong"] == page.line("far", "0.9")[3] + page.line("far", "0.99")[3]
+
+
+def test_what_a_paper_reports_stands_beside(tmp_path):
+    for seed in range(2):
+        for row in ("a", "b"):
+            add(tmp_path / "s", row, {"prune.sparsity": 0.9}, seed, 0.9)
+    references = [
+        {"row": "a", "settings": {"prune.sparsity": 0.9}, "value": "93.1 ± 0.2", "reproduced": True},
+        {"row": "theirs <x>", "settings": {"prune.sparsity": 0.9}, "value": "94.0", "reproduced": False},
+    ]
+    (tmp_path / "s" / "study.json").write_text(json.dumps({"references": references}))
+    page = Page(write_report(tmp_path / "s"))
+    assert page.rows[0][5] == "paper"
+    assert page.line("a", "0.9")[5] == "93.1 ± 0.2"
+    assert page.line("b", "0.9")[5] == "-"
+    assert page.line("theirs <x>") == ["theirs <x>", "0.9", "0", "not reproduced", "-", "94.0", "-", "-", "-", "-"]
+    (tmp_path / "s" / "study.json").write_text(json.dumps({"references": [{"row": "a"}]}))
+    with pytest.raises(PruneError, match="Expected the record of a study"):
+        write_report(tmp_path / "s")
 
 
 def test_a_single_seed_wins_nothing_and_has_no_band(tmp_path):
@@ -282,13 +325,14 @@ def test_a_diverged_row_is_named_and_wins_nothing(tmp_path):
 
 
 def test_runs_without_report_metrics_or_masks_leave_figures_out_and_say_so(study):
-    for name in ("report.json", "metrics.jsonl", "masks.safetensors"):
+    for name in ("report.json", "metrics.jsonl", "masks.safetensors", "scores.safetensors"):
         for file in study.rglob(name):
             file.unlink()
     page = Page(write_report(study))
     assert [tag for tag, _ in page.tags].count("svg") == 2  # the metric, whole and near the top
     assert "No run has a report.json" in page.texts["li"]
     assert "no training curves" in page.texts["li"]
+    assert "no figures of scores" in page.texts["li"]
     shutil.rmtree(study / "runs")
     assert "far won" in Page(write_report(study)).texts["lead"]
 
@@ -306,11 +350,13 @@ def test_a_second_page_leaves_no_figure_of_the_first(study):
 
 
 def test_agreement_is_the_intersection_over_the_union(written):
-    runs = [written[0] / "runs" / f"{name}_seed=0" for name in ("near_0.9", "far_0.5")]
-    one, other = (torch.cat([m.flatten() for _, m in sorted(RunFolder(run).masks().items())]) for run in runs)
+    masks = [RunFolder(written[0] / "runs" / f"{name}_seed=0").masks() for name in ("near_0.9", "far_0.5")]
+    one, other = (torch.cat([mask.flatten() for _, mask in sorted(found.items())]) for found in masks)
     expected = int((one & other).sum()) / int((one | other).sum())
     assert 0 < expected < 1
-    assert _overlap(*(_bits(run / "masks.safetensors") for run in runs)) == expected
+    assert overlap(*masks) == expected
+    assert overlap(masks[0], MaskSet({"other": one})) != overlap(masks[0], masks[0]) == 1
+    assert overlap(*(MaskSet({"a": torch.zeros(3).bool()}) for _ in range(2))) == 1
 
 
 def test_a_single_run_has_its_summary_layers_and_curves(study, tmp_path):
@@ -330,21 +376,90 @@ def test_a_single_run_has_its_summary_layers_and_curves(study, tmp_path):
         "8 / 8",
         "COLLAPSED",
     ]
-    assert page.texts["h3"] == "Density of each layeracc during trainingloss during training"
-    assert len(list((tmp_path / "elsewhere" / "report_figures").iterdir())) == 3
+    assert page.texts["h3"] == "Density of each layeracc during trainingloss during trainingWidths before and after"
+    assert "14 of 24 output channels are gone" not in page.texts["figcaption"]
+    assert "10 of 24 output channels are gone"[2:] in page.texts["figcaption"]
+    assert len(list((tmp_path / "elsewhere" / "report_figures").iterdir())) == 4
     (run / "report.json").unlink()
     (run / "metrics.jsonl").unlink()
     assert "no report.json" in Page(write_report(run)).texts["li"]
 
 
+def test_scores_are_compared_at_one_seed_and_the_same_weights(written, tmp_path):
+    page = Page(written[1])
+    assert "Scores at sparsity 0.99, seed 0" in page.texts["all"]
+    captions = page.texts["figcaption"]
+    assert "near and far order the entries most alike (1.00)" in captions  # the test gives both the same scores
+    assert "keeps as many, are: far 0 %. Magnitudes are the scores of near" in captions
+    for seed in range(2):
+        add(tmp_path / "s", "near", {"prune.sparsity": 0.9}, seed, 0.9, criterion=plp.Magnitude())
+        add(tmp_path / "s", "far", {"prune.sparsity": 0.9}, seed, 0.8, criterion=plp.SNIP())
+
+    def seen():
+        return scored(read_study(tmp_path / "s", "val/acc", "maximize"))
+
+    assert [one.row for one in seen().alike] == ["near", "far"]
+    (tmp_path / "s" / "runs" / "far_0.9_seed=0" / "scores.safetensors").unlink()
+    assert seen().where == " at sparsity 0.9, seed 1"
+    assert len(seen().alike) == 2
+    run = RunFolder(tmp_path / "s" / "runs" / "far_0.9_seed=1")
+    run.keep_scores(run.scores(), {"criterion": plp.SNIP(), "weights": "others"})
+    assert [one.row for one in seen().alike] == ["near"]
+    assert seen().notes == ["far scored other weights than near, so figures of magnitudes leave them out."]
+    (tmp_path / "s" / "runs" / "near_0.9_seed=1" / "scores.safetensors").unlink()
+    assert seen().where == " at sparsity 0.9, a seed of each row"
+    for i in range(13):
+        add(tmp_path / "s", f"row {i}", {"prune.sparsity": 0.9}, 1, 0.8, criterion=plp.SNIP())
+    assert len(seen().found) == 12
+    assert "left out are row 10, row 11 and row 12" in seen().notes[0]
+    for file in tmp_path.rglob("near*/scores.safetensors"):
+        file.unlink()
+    assert seen().alike == []
+    assert seen().notes[1:] == ["No row scores by Magnitude(), so no figure sets scores against magnitudes."]
+
+
+def test_the_cost_table_says_what_latency_says(written):
+    page = Page(written[1])
+    kept = int((torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) >= 0.9).sum())
+    assert "a masked network takes 1.05 times as long as the same one dense" in page.texts["all"]
+    assert "so masks alone bring no speed-up" in page.texts["all"]
+    assert "a device, 4 threads, batch of 2" in page.texts["all"]
+    line = page.line("near", "0.9", table=1)
+    assert line[4:] == ["2", "2.1", "1.05"]
+    assert line[2].endswith("%)")
+    assert kept > 0
+    assert page.line("far", "0.9", table=1)[4:] == ["-", "-", "-"]
+
+
+def test_pictures_that_runs_left_are_in_the_page(written, tmp_path):
+    png = next((written[0] / "report_figures").glob("*.png")).read_bytes()
+    for name, seed in (("a", 0), ("b", 0), ("b", 1), ("dense", 0)):
+        add(tmp_path / "s", name, {} if name == "dense" else {"prune.sparsity": 0.9}, seed, 0.9, criterion=plp.SNIP())
+        place = next((tmp_path / "s" / "runs").glob(f"{name}*_seed={seed}")) / "figures"
+        place.mkdir()
+        (place / "panels.png").write_bytes(png)
+        (place / "panels.txt").write_text("Samples <1>\nThey look alike.")
+    page = Page(write_report(tmp_path / "s"))
+    page.stands_alone()
+    assert page.texts["h3"].count("Samples <1>") == 3
+    assert "Samples <1> (b, sparsity 0.9)" in page.texts["h3"]
+    assert "Samples <1> (dense)" in page.texts["h3"]
+    assert "They look alike." in page.texts["figcaption"]
+    assert len(list((tmp_path / "s" / "report_figures").glob("*_panels.png"))) == 3
+    page = Page(write_report(tmp_path / "s" / "runs" / "b_0.9_seed=1"))
+    page.stands_alone()
+    assert "Samples <1>" in page.texts["h3"]
+    assert "Scores of the entries of this run" in page.texts["h3"]
+
+
 def test_two_hundred_runs_stay_small(tmp_path):
-    names = [f"network.encoder.layers.{i}.self_attention.out_projection.weight" for i in range(60)]
+    names = [f"network.encoder.layers.{i}.self_attention.out_projection.weight" for i in range(40)]
     folder = tmp_path / "large"
     for seed in range(3):
         for i in range(13):
             for s in (0.5, 0.8, 0.9, 0.95, 0.98):
                 row = f"a row with a rather long name, number {i}"
-                add(folder, row, {"prune.sparsity": s}, seed, 0.9 - i / 100, layers=names, epochs=60)
+                add(folder, row, {"prune.sparsity": s}, seed, 0.9 - i / 100, layers=names, epochs=60, masked=s == 0.98)
     for seed in range(5):
         add(folder, "dense", {}, seed, 0.95, layers=names)
     path = write_report(folder)
@@ -352,7 +467,7 @@ def test_two_hundred_runs_stay_small(tmp_path):
     page = Page(path)
     page.stands_alone()
     assert page.size < 5e6
-    assert [tag for tag, _ in page.tags].count("svg") <= 12
+    assert [tag for tag, _ in page.tags].count("svg") <= 18
 
 
 def break_(study: Path, case: str) -> Path:
@@ -382,8 +497,13 @@ def break_(study: Path, case: str) -> Path:
         (run / "report.json").write_text('{"layers": [{"name": "w"}]}')
     elif case == "metrics":
         (run / "metrics.jsonl").write_text("[1]\n")
-    elif case == "masks":
-        (study / "runs" / "far_0.99_seed=0" / "masks.safetensors").write_bytes(b"1234")
+    elif case == "latency":
+        (run / "report.json").write_text('{"latency": {"dense": [1, 2], "masked": [1, 2]}}')
+    elif case in ("masks", "scores"):
+        (study / "runs" / "far_0.99_seed=0" / f"{case}.safetensors").write_bytes(b"1234")
+    elif case == "figure":
+        (study / "runs" / "far_0.99_seed=0" / "figures").mkdir()
+        (study / "runs" / "far_0.99_seed=0" / "figures" / "a.png").write_bytes(b"GIF")
     elif case == "result":
         (run / "result.json").write_text("{")
         return run
@@ -404,7 +524,10 @@ def break_(study: Path, case: str) -> Path:
         ("report", "Expected a JSON record .*report.json"),
         ("layers", "Expected the report of SparsityReport"),
         ("metrics", "Expected a JSON record .*metrics.jsonl"),
-        ("masks", "Expected masks .* damaged"),
+        ("latency", "Expected the report of SparsityReport"),
+        ("masks", "Expected a file of masks .* damaged"),
+        ("scores", "Expected a file of scores .* damaged"),
+        ("figure", "Expected a PNG"),
         ("result", "Expected a JSON record .*result.json"),
     ],
 )

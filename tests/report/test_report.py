@@ -373,6 +373,8 @@ def test_a_report_is_plain_data():
         "empty_cols": 4,
         "kernel_sparsity": 1.0,
         "density": 0.0,
+        "collapsed": True,
+        "bottleneck": True,
     }
     assert (data["method"], data["path"], data["zeros"], data["metrics"]) == ("SNIP()", False, 400, {"val/acc": 0.5})
 

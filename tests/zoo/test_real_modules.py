@@ -82,7 +82,8 @@ def build(make: Callable[[], Case]) -> Case:
 
 def fit(case: Case, criterion: plp.Criterion, folder: Path) -> plp.MaskSet:
     """Take one training step under the callback, and return its masks."""
-    pruner = plp.PruneAtInit(criterion, 0.5, select=case.select, samples=plp.Samples(total=4, batch_size=4))
+    allocation = plp.Layerwise() if criterion.layerwise_only else plp.Global()
+    pruner = plp.PruneAtInit(criterion, 0.5, allocation, case.select, plp.Samples(total=4, batch_size=4))
     trainer = Trainer(
         max_steps=1,
         limit_val_batches=0,

@@ -1,0 +1,95 @@
+"""The page of a single run."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from pl_prune.report.attached import left_figures
+from pl_prune.report.canvas import Picture
+from pl_prune.report.costs import MASKS, latency_text, latency_words
+from pl_prune.report.curves import run_figures
+from pl_prune.report.grid import Run
+from pl_prune.report.markup import gallery, notes, table
+from pl_prune.report.saliency import saliency_figure
+from pl_prune.report.scored import has_scores, read_entries
+from pl_prune.report.sparsity import BOTTLENECK
+from pl_prune.report.widths import run_width_figure
+from pl_prune.report.words import is_number, show
+
+
+def run_page(run: Run) -> tuple[str, list[Picture]]:
+    """Write what a run says.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The page's body, and its figures.
+    """
+    scores = saliency_figure([read_entries(run, "this run")]) if has_scores(run) else None
+    drawn = [*run_figures(run), *(picture for picture in (run_width_figure(run), scores) if picture)]
+    foreign = left_figures(run.folder)
+    record, cost = run.record, run.cost
+    path = {True: "yes", False: "NONE, no input reaches the output"}.get(run.path, "unknown")  # type: ignore[arg-type]
+    facts = {
+        "method": show(record.get("method", "-")),
+        "sparsity": f"{record['sparsity']:.4f} of the prunable parameters"
+        if is_number(record.get("sparsity"))
+        else "-",
+        "path input to output": path,
+        "seed, epochs, steps": ", ".join(show(record.get(key, "-")) for key in ("seed", "epochs", "steps")),
+        "wall time, pruning time (s)": f"{show(record.get('seconds', '-'))}, {show(record.get('pruning_seconds', '-'))}",
+        "peak memory (MiB)": f"{record['peak_bytes'] / 2**20:.0f}" if record.get("peak_bytes") else "-",
+    }
+    for word, kept, total in (("parameters", "params_kept", "params"), ("MACs per sample", "macs_kept", "macs")):
+        if kept in cost and total in cost:
+            facts[f"{word} kept"] = f"{cost[kept]:,} of {cost[total]:,} ({cost[kept] / max(cost[total], 1):.2%})"
+    metrics = record.get("metrics", {})
+    facts.update({
+        f"last {name}": f"{value:.6g}" if is_number(value) else show(value)
+        for name, value in (metrics if isinstance(metrics, dict) else {}).items()
+    })
+    gone = [layer["name"] for layer in run.layers if layer["kept"] == 0]
+    narrow = sum(_narrow(layer) and layer["kept"] > 0 for layer in run.layers)
+    lead = f"{facts['method']}: {facts['sparsity']} pruned; {len(gone)} of {len(run.layers)} layers collapsed"
+    lead += f" ({', '.join(gone[:3])}{' and more' if len(gone) > 3 else ''})" if gone else ""
+    lead += f", {narrow} bottlenecks; path from input to output: {path}."
+    if run.latency:
+        facts["latency, masked and dense"] = f"{latency_text(run, 'masked')}, {latency_text(run, 'dense')}"
+    absent = [latency_words([run])] if run.latency else []
+    absent += [] if run.layers else ["The run has no report.json; add the callback SparsityReport."]
+    absent += [] if run.curve else ["The run has no metrics.jsonl, so there are no training curves."]
+    pairs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    parts = [f'<p class="lead">{escape(lead)}</p>', f"<dl>{pairs}</dl>"]
+    if run.layers:
+        parts += ["<h2>Layers</h2>", _layer_table(run)]
+    absent += [] if scores else ["The run has no scores.safetensors, so there is no figure of scores."]
+    parts += [
+        gallery("Figures", drawn),
+        gallery("Left by the run", foreign),
+        notes([MASKS, "One run is one seed: it shows no spread.", *absent]),
+    ]
+    return "\n".join(parts), [*drawn, *foreign]
+
+
+def _layer_table(run: Run) -> str:
+    lines = [
+        [
+            escape(str(layer["name"])),
+            escape("x".join(map(str, layer["shape"]))),
+            f"{layer['kept']:,} / {layer['total']:,}",
+            f"{layer['kept'] / max(layer['total'], 1):.2%}",
+            f"{layer['empty_rows']} / {layer['shape'][0] if layer['shape'] else 1}",
+            "COLLAPSED" if layer["kept"] == 0 else "bottleneck" if _narrow(layer) else "",
+        ]
+        for layer in run.layers
+    ]
+    about = f"A bottleneck lost at least {BOTTLENECK:.0%} of its entries."
+    return table(
+        ["prunable parameter", "shape", "kept", "density", "empty output channels", "state"], lines, about, prose=True
+    )
+
+
+def _narrow(layer: dict[str, Any]) -> bool:
+    return bool(layer["total"] - layer["kept"] >= BOTTLENECK * layer["total"])
