@@ -77,6 +77,8 @@ def run(argv: Sequence[str]) -> int:
         folder=folder,
     )
     plan.check()
+    import lightning.pytorch  # noqa: F401, which would set the levels anew
+
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
