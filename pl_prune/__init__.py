@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pl_prune.callbacks.record import RunRecord as RunRecord
     from pl_prune.callbacks.report import SparsityReport as SparsityReport
     from pl_prune.callbacks.robustness import RobustnessEvaluation as RobustnessEvaluation
+    from pl_prune.callbacks.structured import StructuredPruning as StructuredPruning
     from pl_prune.cli import PruneCLI as PruneCLI
     from pl_prune.core.allocate import ERK as ERK
     from pl_prune.core.allocate import Allocation as Allocation
@@ -102,6 +103,7 @@ _HOMES = {
     "callbacks.record": ["RunRecord"],
     "callbacks.report": ["SparsityReport"],
     "callbacks.robustness": ["RobustnessEvaluation"],
+    "callbacks.structured": ["StructuredPruning"],
     "cli": ["PruneCLI"],
     "core.allocate": ["Allocation", "Global", "Layerwise", "ERK"],
     "core.criterion": ["Criterion"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +14,23 @@ from torch.nn.functional import cross_entropy
 
 from pl_prune.adversarial.inputs import check_inputs, evaluating, logits_of
 from pl_prune.core.types import PruneError, check_choice, check_count, check_positive
+
+
+_ALIKE: ContextVar[bool] = ContextVar("alike", default=False)
+
+
+@contextmanager
+def alike() -> Iterator[None]:
+    """Start all images of a batch from the same draw, so that no image's attack depends on the others of its batch.
+
+    Yields:
+        None.
+    """
+    token = _ALIKE.set(True)
+    try:
+        yield
+    finally:
+        _ALIKE.reset(token)
 
 
 def check_eps(eps: float, norm: str) -> None:
@@ -26,7 +45,7 @@ def check_eps(eps: float, norm: str) -> None:
     """
     check_choice("norm", norm, ("linf", "l2"))
     number = isinstance(eps, (int, float)) and not isinstance(eps, bool)
-    if not number or not eps > 0 or (norm == "linf" and eps > 1):
+    if not number or not 0 < eps < float("inf") or (norm == "linf" and eps > 1):
         bound = "in (0, 1]" if norm == "linf" else "above 0"
         raise PruneError(
             f"Expected eps {bound}, the radius of the attack on images in [0, 1]; found {eps!r}. Write 8/255 as 0.03137."
@@ -105,7 +124,7 @@ class PGD:
         if self.start == "image":
             return x.detach()
         if self.start == "noise":
-            return x.detach() + torch.empty_like(x).normal_(std=0.001, generator=generator)
+            return x.detach() + torch.empty_like(_drawn(x)).normal_(std=0.001, generator=generator)
         return (x.detach() + random_in_ball(x, self.eps, self.norm, generator)).clamp_(0, 1)
 
 
@@ -141,8 +160,9 @@ def random_in_ball(x: Tensor, eps: float, norm: str, generator: torch.Generator 
         generator: On the device of `x`.
 
     Returns:
-        One draw for each image.
+        One draw for each image, or within `alike` one for all (1, ...).
     """
+    x = _drawn(x)
     if norm == "linf":
         return torch.empty_like(x).uniform_(-eps, eps, generator=generator)
     direction = _unit(torch.empty_like(x).normal_(generator=generator))
@@ -180,6 +200,10 @@ def ascend(
             away = away * (eps / _lengths(away).clamp_(min=eps))
             moved = (x + away).clamp_(0, 1)  # x is in the box, so this brings it nearer still
     return moved.detach()
+
+
+def _drawn(x: Tensor) -> Tensor:
+    return x[:1] if _ALIKE.get() else x
 
 
 def _lengths(x: Tensor) -> Tensor:

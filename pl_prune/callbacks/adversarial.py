@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from pl_prune.adversarial.attacks import alike
 from pl_prune.adversarial.batch import examples_of
 from pl_prune.adversarial.losses import TRADES, RobustLoss
 from pl_prune.core import sync
@@ -34,7 +35,9 @@ class AdversarialTraining(Callback):
     evaluation mode, in the precision of the training, leave no gradient, and draw from their own random stream: that of seed,
     epoch, batch and rank, so the module's is as without them, and a resumed run goes on with the same attacks.
     `adversarial/loss` and `adversarial/acc` (accuracy on the batch's adversarial examples) are logged. Whatever else asks for the
-    module's training loss during the fit, scoring by a criterion say, gets the robust one.
+    module's training loss during the fit, scoring by a criterion say, gets the robust one: there, in evaluation mode, batches are
+    attacked anew each time they are asked for, since weights change between, and all images start from the same draw, so
+    neither batch size nor ranks have an influence.
 
     Args:
         loss: How the batch is attacked and what is minimised.
@@ -118,9 +121,15 @@ class AdversarialTraining(Callback):
         """
         x, y = _images_and_labels(batch)
         when = (trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx)
-        return examples_of(pl_module).of(
-            x, when, lambda: self.loss.examples(pl_module, x, y, self._generator(when, x.device))
-        )
+        if not pl_module.training:  # scoring
+            with alike():
+                return self.loss.examples(pl_module, x, y, self._generator(when, x.device, "scoring"))
+
+        def attack() -> Tensor:
+            with trainer.precision_plugin.forward_context():  # also where a callback asks first
+                return self.loss.examples(pl_module, x, y, self._generator(when, x.device))
+
+        return examples_of(pl_module).of(x, when, attack)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_module": None, "_own": ()}
@@ -140,6 +149,8 @@ class AdversarialTraining(Callback):
             with _logits(pl_module, adversarial) as seen:
                 output = own(_with_images(batch, adversarial), *args, **kwargs)
             logits, total = seen[-1] if seen else None, output
+            if output is not None and not seen and adversarial is not x:
+                self._warn(pl_module, "the attack, which is on forward, may be on something else")
         else:
             with _logits(pl_module, x) as seen:
                 output = own(batch, *args, **kwargs)
@@ -157,16 +168,17 @@ class AdversarialTraining(Callback):
         return total
 
     def _clean_logits(self, pl_module: LightningModule, x: Tensor) -> Tensor:
-        if not self._warned:
-            self._warned = True
-            rank_zero_warn(
-                f"{type(pl_module).__name__}.training_step does not call self(images), so TRADES runs the images once more for their "
-                "logits, and batch norms see them twice. Call self(images) there."
-            )
+        self._warn(pl_module, "TRADES runs the images once more for their logits, and batch norms see them twice")
         return pl_module(x)  # type: ignore[no-any-return]
 
-    def _generator(self, when: tuple[int, int], device: torch.device) -> torch.Generator:
-        text = f"{self.seed} {when} {sync.rank_and_size()[0]}"
+    def _warn(self, pl_module: LightningModule, so: str) -> None:
+        if not self._warned:
+            self._warned = True
+            name = type(pl_module).__name__
+            rank_zero_warn(f"{name}.training_step does not call self(images), so {so}. Call self(images) there.")
+
+    def _generator(self, when: tuple[int, int], device: torch.device, who: str = "") -> torch.Generator:
+        text = f"{self.seed} {when} {who or sync.rank_and_size()[0]}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
         return torch.Generator(device).manual_seed(seed)
 
@@ -214,18 +226,30 @@ def _with_images(batch: Any, images: Tensor) -> Any:
 
 @contextmanager
 def _logits(module: nn.Module, x: Tensor) -> Iterator[list[Tensor]]:
-    """Collect what a module returns for these images while the body runs."""
+    """Collect what a module returns for these images while the body runs; refuse a body that standardises them itself."""
     seen: list[Tensor] = []
+    others: list[Tensor] = []
 
-    def note(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if inputs and inputs[0] is x and isinstance(output, Tensor):
+    def note(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        given = next(iter([*inputs, *named.values()]), None)
+        if given is x and isinstance(output, Tensor):
             seen.append(output)
+        elif isinstance(given, Tensor) and given.shape == x.shape and given.is_floating_point():
+            others.append(given.detach())
 
-    handle = module.register_forward_hook(note)
+    handle = module.register_forward_hook(note, with_kwargs=True)
     try:
         yield seen
     finally:
         handle.remove()
+    if not seen and others:
+        low, high = (float(end) for end in others[-1].aminmax())
+        if not (low >= 0 and high <= 1):
+            raise PruneError(
+                f"Expected {type(module).__name__}.training_step to call self(images) on the images in [0, 1]; found that it makes values "
+                f"from {low:.4g} to {high:.4g} of them first, which no attack sees. Put the normalisation into the model, as "
+                "NormalizedModel(network, mean, std)."
+            )
 
 
 def _plus(output: Any, penalty: Tensor) -> Any:

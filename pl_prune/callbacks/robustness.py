@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -67,6 +68,23 @@ class RobustnessEvaluation(Callback):
         self.folder = folder
         self.result: RobustAccuracy | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a place in the list of callbacks where averaged weights have been put away already.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: fit, validate, test or predict.
+        """
+        if stage == "fit" and self.every_n_epochs is not None:
+            before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
+            for other in before:
+                if isinstance(other, WeightAveraging):
+                    raise PruneError(
+                        f"Expected RobustnessEvaluation(every_n_epochs=...) before {type(other).__name__} among the callbacks; found it "
+                        "after, where the averaged weights that were validated are put away already. Swap the two."
+                    )
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse data that cannot be attacked, before the test.
 
@@ -112,6 +130,7 @@ class RobustnessEvaluation(Callback):
     def _evaluate(
         self, trainer: Trainer, pl_module: LightningModule, loader: Any, stage: str, folder: Path | None
     ) -> RobustAccuracy:
+        loader = _one(loader)
         data = _data_set(loader, stage)
         chosen = list(range(len(data)))
         if self.images is not None:
@@ -139,8 +158,13 @@ class RobustnessEvaluation(Callback):
         return self.result
 
 
+def _one(loader: Any) -> Any:
+    return loader[0] if isinstance(loader, list) and len(loader) == 1 else loader
+
+
 def _data_set(loader: Any, stage: str) -> Any:
     """Return the data set of a loader."""
+    loader = _one(loader)
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         several = f"{type(loader).__name__} of {len(loader)}" if isinstance(loader, list) else type(loader).__name__
         raise PruneError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ def run(argv: Sequence[str]) -> int:
     """
     options, rest = _parser().parse_known_args(argv)
     from pl_prune.core.types import PruneError
+    from pl_prune.report.terminal import show_json
 
     files = [Path(file) for file in (options.ckpt, options.against) if file]
     words = [word for file in options.config or [] for word in ("--config", file)]
@@ -50,7 +50,10 @@ def run(argv: Sequence[str]) -> int:
             from pl_prune.report.robustness import robustness_bars
 
             Path(options.picture).write_bytes(robustness_bars({m["ckpt"]: m for m in told["models"]}).png)
-        sys.stdout.write((json.dumps(told) if options.json else text) + "\n")
+        if options.json:
+            show_json(told, sys.stdout)
+        else:
+            sys.stdout.write(text + "\n")
     return 0
 
 
@@ -80,7 +83,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fraction(text: str) -> float:
     above, _, below = text.partition("/")
-    return float(above) / float(below or 1)
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"expected a number, 0.031 or 8/255; found {text!r}") from None
 
 
 def _run_of(checkpoint: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -26,6 +25,7 @@ def run(argv: Sequence[str]) -> int:
     from pl_prune.core.store import check_use, load_scores, read_header, save_masks
     from pl_prune.core.types import describe
     from pl_prune.report.table import columns
+    from pl_prune.report.terminal import show_json
 
     for home in pl_prune._HOMES:
         if home.startswith("core."):  # whose allocations go by their short names
@@ -55,5 +55,8 @@ def run(argv: Sequence[str]) -> int:
         written.append({"masks": str(file), "sparsity": sparsity, "kept": kept, "empty_layers": empty})
         rows.append((str(file), f"{sparsity}", f"{kept:,} / {header['selected']:,}", f"{empty}"))
     text = columns([("masks", "sparsity", "kept", "empty layers"), *rows])
-    sys.stdout.write((json.dumps(written) if options.json else text) + "\n")
+    if options.json:
+        show_json(written, sys.stdout)
+    else:
+        sys.stdout.write(text + "\n")
     return 0

@@ -28,8 +28,14 @@ def run(argv: Sequence[str]) -> int:
     for command in (show, diff):
         command.add_argument("--json", action="store_true", help="print as JSON")
     options = parser.parse_args(argv)
+
+    from pl_prune.report.terminal import show_json
+
     found = _show(options.file) if options.command == "show" else _diff(options.file, options.other)
-    sys.stdout.write((json.dumps(found) if options.json else _text(found)) + "\n")
+    if options.json:
+        show_json(found, sys.stdout)
+    else:
+        sys.stdout.write(_text(found) + "\n")
     return 0
 
 

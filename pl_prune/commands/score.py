@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +33,7 @@ def run(argv: Sequence[str]) -> int:
     from pl_prune.cli import Inspect
     from pl_prune.core.store import read_header, save_scores
     from pl_prune.core.types import PruneError
+    from pl_prune.report.terminal import show_json
 
     class Score(Inspect):
         def fit(self, model: Any, **kwargs: Any) -> None:
@@ -60,7 +60,10 @@ def run(argv: Sequence[str]) -> int:
                 header = read_header(options.out)
                 told = {"scores": options.out, "selected": header["selected"], "digest": header["digest"]}
                 text = f"{options.out}: {header['selected']:,} scores, {header['meta']['method']}"
-                sys.stdout.write((json.dumps(told) if options.json else text) + "\n")
+                if options.json:
+                    show_json(told, sys.stdout)
+                else:
+                    sys.stdout.write(text + "\n")
 
     Score(args=["fit", *rest])
     return 0

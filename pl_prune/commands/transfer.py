@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import logging
 import sys
 import warnings
@@ -57,8 +58,8 @@ def run(argv: Sequence[str]) -> int:
 
     from pl_prune.commands.study import train, unfinished
     from pl_prune.report.table import Table
-    from pl_prune.report.terminal import show
-    from pl_prune.report.transfer import Training, risk, transfer_cells, transfer_json, transfer_rows
+    from pl_prune.report.terminal import finite, show, show_json
+    from pl_prune.report.transfer import Training, risk, transfer_cells, transfer_content, transfer_rows
     from pl_prune.runs.folder import write_whole
     from pl_prune.runs.study import Study
     from pl_prune.runs.transfer import SOURCE, TransferPlan
@@ -91,12 +92,12 @@ def run(argv: Sequence[str]) -> int:
         return 0
     last = {record["key"]: risk(record["last"], plan.direction) for record in study.results()}
     cells = transfer_cells([Training(**about, risk=last[spec.key]) for about, spec in plan.arms() if spec.key in last])
-    text = transfer_json(cells)
-    write_whole(folder / "transfer.json", text + "\n")
+    content = finite(transfer_content(cells))
+    write_whole(folder / "transfer.json", json.dumps(content, indent=1) + "\n")
     if cells:
         _draw(cells, folder)
     if options.json:
-        sys.stdout.write(text + "\n")
+        show_json(content, sys.stdout)
     else:
         head, *rows = transfer_rows(cells)
         show([Table(head, rows), *unfinished(study)], sys.stdout)

@@ -52,6 +52,7 @@ class ActivationTaps(TorchFunctionMode):
         self._modules = {name: model.get_submodule(name) for name in layers}
         self._handles: list[RemovableHandle] = []
         self._calls: dict[int, _Call] = {}
+        self._noted: list[_Call] = []
 
     def __enter__(self) -> ActivationTaps:
         self._handles = [m.register_forward_hook(self._note(name)) for name, m in self._modules.items()]
@@ -62,7 +63,9 @@ class ActivationTaps(TorchFunctionMode):
         super().__exit__(*exception)
         for handle in self._handles:
             handle.remove()
-        self._calls = {}
+        for call in self._noted:  # each holds the graph that holds it
+            call.output = call.value = torch.empty(0)
+        self._calls, self._noted = {}, []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -90,6 +93,7 @@ class ActivationTaps(TorchFunctionMode):
                 return
             call = _Call(name, output, output.detach(), channel_of(module, output))
             self._calls[id(output)] = call
+            self._noted.append(call)
             output.register_hook(lambda grad: None if call.activated else self._add(call, grad))
 
         return hook

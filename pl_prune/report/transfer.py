@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 Arm = Literal["own", "reused", "again", "cross"]
 
@@ -179,8 +178,8 @@ def transfer_rows(cells: Sequence[TransferCell]) -> list[list[str]]:
     return rows
 
 
-def transfer_json(cells: Sequence[TransferCell]) -> str:
-    """Write the indices as JSON.
+def transfer_content(cells: Sequence[TransferCell]) -> dict[str, Any]:
+    """Return the indices as plain data.
 
     Args:
         cells: The cells.
@@ -188,12 +187,11 @@ def transfer_json(cells: Sequence[TransferCell]) -> str:
     Returns:
         The cells, and the worst DTI and I3 of each criterion.
     """
-    content = {
+    return {
         "cells": [{**asdict(cell), "noise": cell.noise()} for cell in cells],
         "worst_dti": worst(cells, lambda cell: cell.dti),
         "worst_i3": worst(cells, lambda cell: cell.i3),
     }
-    return json.dumps(content, indent=1)
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -157,6 +157,34 @@ def test_chunks_of_other_images_are_refused(tmp_path):
         plp.robust_accuracy(model, x, y, preset="pgd", folder=tmp_path)
 
 
+class Scaled(nn.Module):
+    def __init__(self, net, mean):
+        super().__init__()
+        self.net, self.mean = net, mean
+
+    def forward(self, x):
+        return self.net(x - self.mean)
+
+
+def test_chunks_of_another_model_with_the_same_weights_are_refused(tmp_path):
+    net = network(5).float().eval()
+    x, y = labelled(net, 12)
+    one = plp.robust_accuracy(Scaled(net, 0.5), x, y, preset="pgd", folder=tmp_path)
+    assert plp.robust_accuracy(Scaled(net, 0.5), x, y, preset="pgd", folder=tmp_path) == one
+    with expect_refusal("another model with the same weights", "chunk_00000.json"):
+        plp.robust_accuracy(Scaled(net, 0.4), x, y, preset="pgd", folder=tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["pgd", "fast"])
+def test_half_precision_images_are_attacked_in_single_precision(preset):
+    net = network(5).float().eval()
+    x, y = labelled(net, 12)
+    x = x.bfloat16()
+    half, single = (plp.robust_accuracy(net, images, y, eps=0.02, preset=preset) for images in (x, x.float()))
+    assert half.survived == single.survived
+    assert 0 < single.robust < single.clean
+
+
 def test_it_leaves_no_trace(short):
     model = network(5).float()
     model[0].weight.requires_grad_(False)
@@ -247,6 +275,7 @@ def test_models_that_cannot_be_judged_are_refused(spoil, parts):
     [
         ({"eps": 8}, ("eps in (0, 1]",)),
         ({"eps": -1}, ("found -1",)),
+        ({"eps": float("inf"), "norm": "l2"}, ("above 0", "found inf")),
         ({"preset": "quick"}, ("preset", "'fast'")),
         ({"norm": "l1"}, ("norm",)),
         ({"chunk_size": 0}, ("chunk_size",)),

@@ -205,6 +205,33 @@ def test_a_step_that_goes_around_forward_is_trained_and_told(fit):
     assert int(module.net[1].num_batches_tracked) == int(expected.net[1].num_batches_tracked) + 1
 
 
+class Named(Classifier):
+    def training_step(self, batch, batch_idx):
+        return cross_entropy(self(x=batch[0]), batch[1])
+
+
+def test_images_may_be_given_by_name(fit):
+    assert same(
+        weights(fit(plp.AdversarialTraining(TRADES), module=Named())[0]),
+        weights(fit(plp.AdversarialTraining(TRADES))[0]),
+    )
+
+
+class Standardising(Classifier):
+    def training_step(self, batch, batch_idx):
+        return cross_entropy(self((batch[0] - 0.5) / 0.2), batch[1])
+
+
+@pytest.mark.parametrize("loss", [TRADES, PGDAT], ids=["TRADES", "PGDAT"])
+def test_a_step_that_standardises_is_refused(fit, loss):
+    module = Standardising()
+    with expect_refusal("Standardising.training_step to call self(images)", "NormalizedModel"):
+        fit(plp.AdversarialTraining(loss), module=module)
+    assert not module._forward_hooks
+    with pytest.warns(UserWarning, match=r"does not call self\(images\)"):
+        fit(plp.AdversarialTraining(loss), module=Inner(), max_steps=1)
+
+
 class Skipping(Classifier):
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx) if batch_idx else None
@@ -249,6 +276,32 @@ def test_scores_are_those_of_the_robust_loss(fit):
     assert pruners[0].masks != pruners[1].masks
 
 
+@pytest.mark.parametrize("loss", [TRADES, PGDAT], ids=["TRADES", "PGDAT"])
+@pytest.mark.parametrize("criterion", [plp.SNIP(), plp.IterSNIP(rounds=4), plp.FisherDiagonal()], ids=lambda c: type(c).__name__)
+def test_scores_do_not_depend_on_the_size_of_batches(fit, loss, criterion):
+    pruners = []
+    for size in (16, 5):
+        samples = plp.Samples(total=16, batch_size=size)
+        pruners.append(plp.PruneAtInit(criterion, 0.5, bn_warmup="never", samples=samples))
+        fit(plp.AdversarialTraining(loss), pruners[-1], max_steps=1, precision="64-true")
+    assert pruners[0].masks == pruners[1].masks
+
+
+def test_every_round_of_a_criterion_attacks_the_network_of_that_round(fit, monkeypatch):
+    found = []
+    examples = plp.PGDAT.examples
+
+    def counted(self, model, *args):
+        if not model.training:
+            found.append(int(sum((p == 0).sum() for p in model.parameters())))
+        return examples(self, model, *args)
+
+    monkeypatch.setattr(plp.PGDAT, "examples", counted)
+    pruner = plp.PruneAtInit(plp.IterSNIP(rounds=4), 0.5, bn_warmup="never", samples=plp.Samples(total=16))
+    fit(plp.AdversarialTraining(PGDAT), pruner, max_steps=1)
+    assert len(set(found)) >= 4
+
+
 def test_an_average_of_weights(fit):
     average = EMAWeightAveraging(decay=0.5)
     module, _ = fit(plp.AdversarialTraining(TRADES), average)
@@ -272,6 +325,12 @@ def test_callbacks_share_the_examples_of_a_batch(fit):
     module, _ = fit(sharing, training)
     assert all(one is two for one, two in zip(sharing.got, module.seen, strict=True))
     assert same(weights(module), weights(fit(plp.AdversarialTraining(PGDAT))[0]))
+
+
+def test_who_asks_first_has_no_influence_on_precision(fit):
+    training = plp.AdversarialTraining(PGDAT)
+    module, _ = fit(Sharing(training), training, precision="bf16-mixed")
+    assert same(weights(module), weights(fit(plp.AdversarialTraining(PGDAT), precision="bf16-mixed")[0]))
 
 
 class Again:
@@ -324,7 +383,13 @@ def test_robust_accuracy_while_training_chooses_the_checkpoint(fit, tmp_path):
         plp.RobustnessEvaluation(eps=0)
     with expect_refusal("images"):
         plp.RobustnessEvaluation(images=0)
-    with expect_refusal("one DataLoader", "list"):
+    average = EMAWeightAveraging(decay=0.5)
+    with expect_refusal("before EMAWeightAveraging", "Swap the two"):
+        fit(average, evaluation)
+    fit(evaluation, average, max_epochs=1)
+    trainer_of(tmp_path, evaluation).test(module, [loader()], verbose=False)
+    assert evaluation.result.total == 64
+    with expect_refusal("one DataLoader", "list of 2"):
         trainer_of(tmp_path, evaluation).test(TwoSets(), [loader(), loader()], verbose=False)
 
 

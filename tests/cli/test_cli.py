@@ -17,14 +17,21 @@ from pl_prune.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 TABLES = ("recipes/studies/pai", "recipes/studies/yopo")  # parsed by runs/test_study_recipes.py
-FILES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if p.parent.relative_to(ROOT).as_posix() not in TABLES]
+TRANSFER = ("recipes/transfer", "recipes/transfer/targets")
+FILES = [
+    p
+    for p in sorted((ROOT / "recipes").rglob("*.yaml"))
+    if p.parent.relative_to(ROOT).as_posix() not in TABLES + TRANSFER
+]
 OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES = (
     [p for p in FILES if p.parent.name == kind]
     for kind in ("loggers", "sweeps", "pai", "gradual", "settings", "studies")
 )
 BASELINES = [p for p in FILES if p.parent.name in ("baselines", "yopo")]
 ADVERSARIAL = [p for p in FILES if p.parent.name == "adversarial"]  # run by test_adversarial_recipes.py
-RECIPES = [p for p in FILES if p not in ADVERSARIAL + BASELINES + OVERLAYS + SWEEPS + CRITERIA + GRADUAL + SETTINGS + STUDIES]
+RECIPES = [
+    p for p in FILES if p not in ADVERSARIAL + BASELINES + OVERLAYS + SWEEPS + CRITERIA + GRADUAL + SETTINGS + STUDIES
+]
 DIGITS = ROOT / "recipes" / "settings" / "convnet_digits.yaml"
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -89,6 +96,10 @@ SHRUNK = {  # what a network of full size takes too long for
     "CIFAR": ["--data.root=data"],
     "Digits": [],
 }
+SMALLER = {
+    **{f"resnet{n}_tinyimagenet": ["--model.network.depth=20"] for n in (34, 50, 101)},
+    **{f"wrn28_10_cifar{n}": ["--model.network.widen=1"] for n in (10, 100)},
+}
 
 
 @pytest.mark.filterwarnings(
@@ -103,7 +114,7 @@ def test_a_setting_runs(setting, tmp_path, monkeypatch):
     elif kind != "Digits":
         getattr(fake_data, {"TinyImageNet": "tiny_imagenet", "ImageNet": "imagenet"}[kind])(tmp_path / "data")
     files = [f"--config={ROOT / 'recipes' / 'pai' / 'magnitude.yaml'}", f"--config={setting}"]
-    small = ["--data.batch_size=4", *SHRUNK[kind]]
+    small = ["--data.batch_size=4", *SHRUNK[kind], *SMALLER.get(setting.stem, [])]
     small += [] if kind == "Digits" else ["--data.workers=0"]
     assert run("fit", *files, *QUIET, *TINY, *small) == 0
     assert json.loads(next(Path().rglob("report.json")).read_text())["sparsity"] == pytest.approx(0.95, abs=1e-5)

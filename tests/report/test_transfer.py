@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import json
 from statistics import mean
 
 import pytest
 
-from pl_prune.report.transfer import Training, transfer_cells, transfer_json, transfer_rows, worst
+from pl_prune.report.transfer import Training, transfer_cells, transfer_content, transfer_rows, worst
 from pl_prune.report.transfer_picture import transfer_picture
 
 
@@ -57,8 +56,8 @@ def test_the_table_says_which_masks_are_the_same():
     assert rows[3][3:7] == ["1", "40.00", "+0.00 =", "-5.00"]
 
 
-def test_json_holds_every_value():
-    told = json.loads(transfer_json(transfer_cells(RUNS)))
+def test_plain_data_hold_every_value():
+    told = transfer_content(transfer_cells(RUNS))
     assert told["cells"][0]["dti"] == [2.0, 0.5]
     assert told["worst_dti"] == {"SNIP": 1.25, "YOPO": 0.0}
 

@@ -1,0 +1,137 @@
+"""Cut a LightningModule in place, before anything is built on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pl_prune.core.types import PruneError
+from pl_prune.structure.cut import Cuts, apply
+
+
+class CutModule:
+    """A module whose units have been sliced off, and the way back.
+
+    Parameter objects stay: their data are replaced, so that an optimizer built on them goes on to step them.
+
+    Args:
+        model: The whole module.
+        cuts: What is left; nothing is changed if it cannot be applied.
+    """
+
+    def __init__(self, model: nn.Module, cuts: Cuts) -> None:
+        self.cuts = cuts
+        self._parameters = {name: (p, p.data) for name, p in model.named_parameters()}
+        self._places = [
+            (place, dict(place)) for m in model.modules() for place in (m._parameters, m._buffers, m._modules)
+        ]
+        named = {name: model.get_submodule(name) for name in cuts.attributes}
+        self._attributes = [
+            (module, {k: getattr(module, k) for k in cuts.attributes[name]}) for name, module in named.items()
+        ]
+        try:
+            apply(model, cuts)
+            for name, p in list(model.named_parameters(remove_duplicate=False)):
+                old = self._parameters.get(name, (p, None))[0]
+                if old is not p:
+                    _set(old, p.data)
+                    parent, _, key = name.rpartition(".")
+                    model.get_submodule(parent)._parameters[key] = old
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        """Make the module whole again, with the weights that it had."""
+        for place, before in self._places:
+            place.update(before)
+        for module, attributes in self._attributes:
+            for key, value in attributes.items():
+                setattr(module, key, value)
+        for p, data in self._parameters.values():
+            if p.data is not data:
+                _set(p, data)
+
+
+def _set(p: nn.Parameter, data: Tensor) -> None:
+    """Give a parameter data of another shape; another type in between makes autograd forget the old shape."""
+    p.data = torch.empty(0, dtype=torch.float16 if p.dtype != torch.float16 else torch.float32, device=p.device)
+    p.data, p.grad = data, None
+
+
+@torch.no_grad()
+def slice_states(optimizers: Iterable[Optimizer], model: nn.Module, cuts: Cuts) -> None:
+    """Slice what optimizers built on the whole module keep by parameter from their construction on (Adagrad's sums).
+
+    Args:
+        optimizers: The optimizers.
+        model: The sliced module.
+        cuts: What is left.
+    """
+    live = dict(model.named_parameters())
+    for optimizer in optimizers:
+        for name, dims in cuts.positions.items():
+            state = optimizer.state.get(live[name], {}) if name in live else {}
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != live[name].shape:
+                    for dim, kept in dims.items():
+                        value = value.index_select(dim, torch.tensor(kept, device=value.device))
+                    state[key] = value
+
+
+def check_optimized(optimizers: Iterable[Optimizer], model: nn.Module, cuts: Cuts) -> None:
+    """Raise unless every sliced parameter that learns is in an optimizer.
+
+    Args:
+        optimizers: The optimizers.
+        model: The sliced module.
+        cuts: What is left.
+
+    Raises:
+        PruneError: If one is not.
+    """
+    stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    lost = [n for n, p in model.named_parameters() if n in cuts.positions and p.requires_grad and id(p) not in stepped]
+    if lost:
+        raise PruneError(
+            f"Expected every sliced parameter in an optimizer; found {len(lost)} in none ({', '.join(lost[:4])}). "
+            "Let configure_optimizers take the parameters of the module as it is then, or freeze these layers."
+        )
+
+
+def refuse_cut(trainer: Trainer, pl_module: LightningModule, callback: Callback) -> None:
+    """Raise where a module cannot be cut in `setup`.
+
+    Args:
+        trainer: A trainer about to fit.
+        pl_module: Its module.
+        callback: Who wants to cut it.
+
+    Raises:
+        PruneError: If processes are spawned, layers are built later, or something has copied the module already.
+    """
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise PruneError(
+            f"Expected processes that keep the smaller network; found the launcher {type(trainer.strategy.launcher).__name__}, which spawns or "
+            "forks them and returns weights for the whole one. Train with strategy='ddp', or set shrink=False."
+        )
+    for hook in ("configure_model", "configure_sharded_model"):
+        if is_overridden(hook, pl_module):
+            raise PruneError(
+                f"Expected the layers of {type(pl_module).__name__} to be there in `setup`, to be cut; found {hook}, which builds them later. "
+                "Build them in __init__, or set shrink=False."
+            )
+    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    for other in callbacks[: callbacks.index(callback)]:
+        if isinstance(getattr(other, "_average_model", None), nn.Module):
+            raise PruneError(
+                f"Expected the network to be cut before it is copied; found that {type(other).__name__} comes first. "
+                f"Put {type(callback).__name__} before it in the list of callbacks."
+            )
