@@ -24,7 +24,12 @@ def here(tmp_path, monkeypatch):
 
 
 def test_every_notebook_is_run_here():
-    assert sorted(n.stem for n in NOTEBOOKS.glob("*.ipynb")) == ["adversarial", "gradual_pruning", "pruning_at_initialization", "studies"]
+    assert sorted(n.stem for n in NOTEBOOKS.glob("*.ipynb")) == [
+        "adversarial",
+        "gradual_pruning",
+        "pruning_at_initialization",
+        "studies",
+    ]
 
 
 @pytest.mark.filterwarnings("default")

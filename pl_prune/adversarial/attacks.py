@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 from pl_prune.adversarial.inputs import check_inputs, evaluating, logits_of
 from pl_prune.core.types import PruneError, check_choice, check_count, check_positive
 
-
 _ALIKE: ContextVar[bool] = ContextVar("alike", default=False)
 
 

@@ -91,7 +91,8 @@ class Judge:
         run: What `unseen` made of it.
         protocol: How.
         settings: The same in plain containers, with the version of the attacks.
-        folder: Keeps one file for each finished chunk, in a folder for each model and protocol.
+        folder: Keeps one file for each finished chunk, in a folder for each model, protocol and number of images.
+        count: The number of images in all.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Judge:
         protocol: Protocol,
         settings: dict[str, Any],
         folder: Path | None,
+        count: int,
     ) -> None:
         self.model, self.run, self.protocol = model, run, protocol
         weights = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -108,7 +110,7 @@ class Judge:
             weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             weights.update(_bytes(tensor))
         self.weights = weights.hexdigest()
-        self.folder = folder / self.weights[:12] if folder else None
+        self.folder = folder / f"{self.weights[:12]}_{count}" if folder else None
 
     def __call__(self, number: int, x: Any, y: Any) -> dict[str, Any]:
         """Attack a chunk, or read its file where there is one.
@@ -133,7 +135,9 @@ class Judge:
         key = hashlib.sha256(f"{self.weights} {images} {number}".encode()).hexdigest()
         file = self.folder / f"chunk_{number:05}.json" if self.folder else None
         device = next((p.device for p in self.model.parameters()), x.device)
-        x = x.to(device, torch.float32 if x.dtype.itemsize < 4 else x.dtype)  # a radius has no meaning in half precision
+        if x.dtype.itemsize < 4:  # a radius means little in half precision
+            x = x.float()
+        x = x.to(device)
         if file is not None and file.exists():
             with torch.no_grad():
                 return _read(file, key, self.run(x[:1])[0])
@@ -212,7 +216,8 @@ def _read(file: Path, key: str, logits: Tensor) -> dict[str, Any]:
         found = "one of other images"
         if chunk["key"] == key:
             then = torch.tensor(chunk["logits"], dtype=logits.dtype, device=logits.device)
-            if then.shape == logits.shape and float((then - logits).abs().max()) <= 2e-2 * float(then.abs().max()) + 1e-6:
+            slack = 2e-2 * float(then.abs().max()) + 1e-6  # another device, or another number of images at a time
+            if then.shape == logits.shape and float((then - logits).abs().max()) <= slack:
                 return chunk
             found = "one of another model with the same weights"
     except (ValueError, KeyError, TypeError) as error:

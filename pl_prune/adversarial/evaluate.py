@@ -92,7 +92,7 @@ def evaluate(
 
     def chunks() -> list[tuple[int, dict[str, Any]]]:
         with unseen(model) as run:
-            judge = Judge(model, run, protocol, settings, Path(folder) if folder else None)
+            judge = Judge(model, run, protocol, settings, Path(folder) if folder else None, count)
             mine: Iterable[int] = range(rank, len(slices), ranks)
             return [(i, judge(i, *read(slices[i]))) for i in (track(mine, "chunks under attack") if track else mine)]
 

@@ -19,6 +19,7 @@ from pl_prune.adversarial.batch import examples_of
 from pl_prune.adversarial.losses import TRADES, RobustLoss
 from pl_prune.core import sync
 from pl_prune.core.types import PruneError, check_type
+from pl_prune.core.warmup import uncounted
 
 
 class AdversarialTraining(Callback):
@@ -122,7 +123,7 @@ class AdversarialTraining(Callback):
         x, y = _images_and_labels(batch)
         when = (trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx)
         if not pl_module.training:  # scoring
-            with alike():
+            with alike(), uncounted():
                 return self.loss.examples(pl_module, x, y, self._generator(when, x.device, "scoring"))
 
         def attack() -> Tensor:

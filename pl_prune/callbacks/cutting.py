@@ -119,13 +119,13 @@ def refuse_cut(trainer: Trainer, pl_module: LightningModule, callback: Callback)
     """
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise PruneError(
-            f"Expected processes that keep the smaller network; found the launcher {type(trainer.strategy.launcher).__name__}, which spawns or "
-            "forks them and returns weights for the whole one. Train with strategy='ddp', or set shrink=False."
+            f"Expected processes that keep the smaller network; found {type(trainer.strategy.launcher).__name__}, which spawns or "
+            "forks them and returns weights of the whole one. Train with strategy='ddp', or set shrink=False."
         )
     for hook in ("configure_model", "configure_sharded_model"):
         if is_overridden(hook, pl_module):
             raise PruneError(
-                f"Expected the layers of {type(pl_module).__name__} to be there in `setup`, to be cut; found {hook}, which builds them later. "
+                f"Expected the layers of {type(pl_module).__name__} to be there in `setup`; found {hook}, which builds them later. "
                 "Build them in __init__, or set shrink=False."
             )
     callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]

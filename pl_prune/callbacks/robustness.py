@@ -75,6 +75,9 @@ class RobustnessEvaluation(Callback):
             trainer: The trainer.
             pl_module: The module.
             stage: fit, validate, test or predict.
+
+        Raises:
+            PruneError: If a callback that averages weights comes first.
         """
         if stage == "fit" and self.every_n_epochs is not None:
             before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]

@@ -247,9 +247,7 @@ class StructuredPruning(PruningCallback):
         scores = bridge.score(self.criterion, groups)
 
         def select() -> MaskSet:
-            return select_units(
-                scores, groups, self.sparsity, self.target, self.allocation, self.round_to, self.ratios
-            )
+            return select_units(scores, groups, self.sparsity, self.target, self.allocation, self.round_to, self.ratios)
 
         keep = sync.masks_of_rank_zero(select, bridge.pl_module.device).to("cpu")
         (params, macs), (params_left, macs_left) = groups.cost({}), groups.cost(keep)
@@ -292,7 +290,7 @@ class StructuredPruning(PruningCallback):
             self._cut.undo()
         elif here is pl_module and self._cuts is not None:
             raise PruneError(
-                f"Expected a checkpoint of the network that {self.state_key!r} has cut here; found another cut in {str(trainer.ckpt_path)!r}. "
+                f"Expected a checkpoint of the network that {self.state_key!r} has cut here; found another in {str(trainer.ckpt_path)!r}. "
                 "Load it into a module built anew."
             )
         self._apply(pl_module, cuts)

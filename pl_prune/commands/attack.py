@@ -34,6 +34,9 @@ def run(argv: Sequence[str]) -> int:
     from pl_prune.report.terminal import show_json
 
     files = [Path(file) for file in (options.ckpt, options.against) if file]
+    if options.picture and not Path(options.picture).parent.is_dir():
+        where = str(Path(options.picture).parent)
+        raise PruneError(f"Expected a folder {where!r} for the picture; found none. Make it, or name a file elsewhere.")
     words = [word for file in options.config or [] for word in ("--config", file)]
     if not words:
         recipe = _run_of(files[0]) / "config.yaml"

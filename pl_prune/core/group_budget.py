@@ -33,7 +33,7 @@ def select_units(
     groups: ParameterGroups,
     sparsity: float,
     target: Target = "groups",
-    allocation: Allocation = Global(),
+    allocation: Allocation | None = None,
     round_to: int | None = None,
     ratios: Mapping[str, float] | None = None,
 ) -> MaskSet:
@@ -45,7 +45,7 @@ def select_units(
         sparsity: Fraction to remove, in [0, 1).
         target: Of what: of all units, or of the parameters or multiply-accumulates of the whole network, as counted after
             slicing. The units to remove are found by bisection, since the masks of an allocation are nested.
-        allocation: Where the kept units go.
+        allocation: Where the kept units go; `Global()` when None.
         round_to: Units left in a group are a multiple of this, rounded up, or all of them.
         ratios: Fraction of the units to remove, by shell pattern on roots, for groups that are to lose a fixed share; the
             first pattern that matches counts. The others have to meet the budget.
@@ -69,6 +69,7 @@ def select_units(
         raise PruneError(
             f"Expected scores of the {len(groups)} groups; found others ({list(scores)[:4]}). Pass what `score_groups` returned."
         )
+    allocation = allocation or Global()
     allocation = replace(allocation, min_per_layer=max(1, allocation.min_per_layer))
     fixed = _fixed(scores, ratios or {})
     free = {root: score for root, score in scores.items() if root not in fixed}

@@ -72,7 +72,7 @@ class Robust(Allocation):
             center = _median(x)
             deviation = _median((x - center).abs())
             spread = torch.where(deviation > 0, deviation, spread)
-        return (x - center) / torch.where(spread > 1e-12, spread, 1)
+        return (x - center) / torch.where(spread > 0, spread, 1)
 
 
 def _median(x: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def producers(model: nn.Module, groups: ParameterGroups) -> Params:
     odd = sorted(names - params.keys()) + [n for n, p in params.items() if tuple(p.shape) != groups.shapes[n]]
     if odd:
         raise PruneError(
-            f"Expected the network that the groups were traced on; found none or other shapes of {odd[:5]}. Trace this {type(model).__name__}."
+            f"Expected the network that the groups were traced on; found other {odd[:5]}. Trace this {type(model).__name__}."
         )
     for p in params.values():
         p.requires_grad_()

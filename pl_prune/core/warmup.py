@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pl_prune.core import sync
 from pl_prune.core.sandbox import untouched
 from pl_prune.core.types import PruneError
+
+_ASIDE: ContextVar[bool] = ContextVar("aside", default=False)
 
 
 def tracking_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -38,6 +42,20 @@ def never_ran(model: nn.Module) -> bool:
     """
     counts = [m.num_batches_tracked for m in tracking_norms(model).values()]
     return bool(counts) and all(n is not None and not int(n) for n in counts)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Run passes that a warm-up does not measure, because they are not the training's own: those of an attack.
+
+    Yields:
+        None.
+    """
+    token = _ASIDE.set(True)
+    try:
+        yield
+    finally:
+        _ASIDE.reset(token)
 
 
 def pooled_moments(
@@ -74,7 +92,8 @@ def pooled_moments(
         def forward(x: Tensor) -> Tensor:
             flat = x.detach().transpose(0, 1).flatten(1).double()
             n = torch.full((len(flat),), float(flat.shape[1]), dtype=torch.float64)
-            moments[name] += torch.stack([n, flat.sum(1).cpu(), flat.square().sum(1).cpu()])
+            if not _ASIDE.get():
+                moments[name] += torch.stack([n, flat.sum(1).cpu(), flat.square().sum(1).cpu()])
             if flat.shape[1] < 2:  # one value has no variance
                 return batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
             return batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)

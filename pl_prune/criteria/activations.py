@@ -13,10 +13,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-_ACTIVATIONS = frozenset(
-    "relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh hardshrink softshrink tanhshrink "
-    "threshold tanh sigmoid logsigmoid softplus softsign clamp clamp_min clamp_max clip".split()
-)
+_ACTIVATIONS = frozenset([
+    "relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
+    "hardsigmoid", "hardtanh", "hardshrink", "softshrink", "tanhshrink", "threshold", "tanh", "sigmoid",
+    "logsigmoid", "softplus", "softsign", "clamp", "clamp_min", "clamp_max", "clip",
+])  # fmt: skip
 _IN_PLACE = frozenset(["__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"])
 
 
@@ -56,11 +57,11 @@ class ActivationTaps(TorchFunctionMode):
 
     def __enter__(self) -> ActivationTaps:
         self._handles = [m.register_forward_hook(self._note(name)) for name, m in self._modules.items()]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
         for call in self._noted:  # each holds the graph that holds it
@@ -81,7 +82,7 @@ class ActivationTaps(TorchFunctionMode):
             call.value = call.value.clone()
         result = func(*args, **kwargs)
         if name.rstrip("_") in _ACTIVATIONS and not call.activated:
-            call.activated = True
+            call.activated = False
             result.register_hook(self._adder(call))
         if in_place:
             del self._calls[id(first)]
@@ -94,7 +95,9 @@ class ActivationTaps(TorchFunctionMode):
             call = _Call(name, output, output.detach(), channel_of(module, output))
             self._calls[id(output)] = call
             self._noted.append(call)
-            output.register_hook(lambda grad: None if call.activated else self._add(call, grad))
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda grad: None if call.activated else self._add(call, grad)
+            )
 
         return hook
 

@@ -31,7 +31,7 @@ class ByGroup(GroupCriterion):
         layer.
     """
 
-    criterion: Criterion = Magnitude()
+    criterion: Criterion = Magnitude()  # noqa: RUF009 - frozen
     reduce: Reduction = "sum"
     members: Members = "weights"
 

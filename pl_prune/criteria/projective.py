@@ -73,9 +73,7 @@ class PROscore(GroupCriterion):
         for name, dim in rows:
             norm = is_norm(probe.model.get_submodule(_owner(name)))
             parts = [name, biases[name]] if norm and name in biases else [name]
-            weight, grad = (
-                torch.cat([_rows(t[part], dim) for part in parts], 1) for t in (probe.weights(), grads)
-            )
+            weight, grad = (torch.cat([_rows(t[part], dim) for part in parts], 1) for t in (probe.weights(), grads))
             scores[name, dim] = self._score(weight, grad, offsets[name, dim])
         return {
             root: self._reduced(torch.cat([scores[m.name, m.dim][m.index.to(grads[m.name].device)] for m in found], 1))
@@ -104,7 +102,9 @@ def _gradients(probe: Probe, rows: list[_Row], biases: dict[str, str]) -> tuple[
     """Return the mean gradients of the weights, and of one D for each of their rows."""
     modules = {name: probe.model.get_submodule(_owner(name)) for name, _ in rows}
     tapped = {row: _owner(row[0]) for row in rows if has_channels(modules[row[0]], row[1])}
-    scales = {f"{name} {dim}": nn.Parameter(probe.params[name].new_zeros(probe.params[name].shape[dim])) for name, dim in rows}
+    scales = {
+        f"{name} {dim}": nn.Parameter(probe.params[name].new_zeros(probe.params[name].shape[dim])) for name, dim in rows
+    }
     every = Probe(probe.model, {**probe.params, **scales}, probe._loss, probe.batches, probe.track)
 
     def contribution(batch: Any, size: int, _: int) -> Iterable[Tensor]:

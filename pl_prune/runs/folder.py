@@ -34,6 +34,7 @@ class RunFolder:
     | masks.safetensors | the masks in force at the end, one bit an entry (`load_masks`) |
     | report.json | what `SparsityReport` writes |
     | checkpoints/ | Lightning's checkpoints; last.ckpt is resumed from |
+    | asked.json | what the study asked of the run |
     | log.txt | warnings and messages, of a run of a study |
     | result.json | written last: the run is finished |
     | lock | held by the process that runs it |

@@ -143,6 +143,8 @@ def test_an_interruption_loses_one_chunk(tmp_path, monkeypatch):
     assert len(list(tmp_path.rglob("*"))) == 5  # the folder and its files; nothing half-written
     plp.robust_accuracy(model, x, y, eps=0.02, preset="pgd", chunk_size=20, folder=tmp_path)
     assert len(list(tmp_path.rglob("chunk_*.json"))) == 6  # other settings have a folder of their own
+    plp.robust_accuracy(model, x[:20], y[:20], eps=0.02, preset="pgd", chunk_size=10, folder=tmp_path)
+    assert len(list(tmp_path.rglob("chunk_*.json"))) == 8  # and so has a smaller number of images
 
 
 def test_chunks_of_other_images_are_refused(tmp_path):
@@ -178,9 +180,9 @@ def test_chunks_of_another_model_with_the_same_weights_are_refused(tmp_path):
 @pytest.mark.parametrize("preset", ["pgd", "fast"])
 def test_half_precision_images_are_attacked_in_single_precision(preset):
     net = network(5).float().eval()
-    x, y = labelled(net, 12)
+    x, y = labelled(net)
     x = x.bfloat16()
-    half, single = (plp.robust_accuracy(net, images, y, eps=0.02, preset=preset) for images in (x, x.float()))
+    half, single = (plp.robust_accuracy(net, pixels, y, eps=0.02, preset=preset) for pixels in (x, x.float()))
     assert half.survived == single.survived
     assert 0 < single.robust < single.clean
 

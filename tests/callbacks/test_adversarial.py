@@ -17,6 +17,7 @@ from refusal import expect_refusal
 from robust_job import EPS, Classifier, evaluated, loader, trainer_of
 
 import pl_prune as plp
+from pl_prune.callbacks import bridge
 from pl_prune.data import Digits
 from pl_prune.models import ConvNet, ImageClassifier
 
@@ -277,7 +278,9 @@ def test_scores_are_those_of_the_robust_loss(fit):
 
 
 @pytest.mark.parametrize("loss", [TRADES, PGDAT], ids=["TRADES", "PGDAT"])
-@pytest.mark.parametrize("criterion", [plp.SNIP(), plp.IterSNIP(rounds=4), plp.FisherDiagonal()], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "criterion", [plp.SNIP(), plp.IterSNIP(rounds=4), plp.FisherDiagonal()], ids=lambda c: type(c).__name__
+)
 def test_scores_do_not_depend_on_the_size_of_batches(fit, loss, criterion):
     pruners = []
     for size in (16, 5):
@@ -440,3 +443,19 @@ def test_training_on_digits_gains_robust_accuracy(tmp_path):
     paired = found["TRADES"].compare(found["plain"])
     assert paired.difference > 0.2
     assert paired.p_value < 1e-6
+
+
+@pytest.mark.parametrize(("loss", "passes"), [(PGDAT, 1), (TRADES, 2)], ids=["PGDAT", "TRADES"])
+def test_a_warm_up_does_not_measure_the_passes_of_the_attack(fit, monkeypatch, loss, passes):
+    found = []
+    pooled = bridge.pooled_moments
+
+    def spy(*args):
+        moments, count = pooled(*args)
+        found.append(float(next(iter(moments.values()))[0, 0]) / count)
+        return moments, count
+
+    monkeypatch.setattr(bridge, "pooled_moments", spy)
+    for callbacks in ((), (plp.AdversarialTraining(loss),)):
+        fit(*callbacks, plp.PruneAtInit(plp.Magnitude(), 0.5, bn_warmup="always", warmup_batches=1), max_steps=1)
+    assert found[1] == passes * found[0] > 0

@@ -155,6 +155,8 @@ def test_neither_scale_nor_shift_of_a_layer_matters(location):
     moved = {name: 2.0**i * s - i for i, (name, s) in enumerate(scores.items())}
     assert plp.Robust(location=location)(moved, 0.7) == masks
     assert plp.Global()(moved, 0.7) != plp.Global()(scores, 0.7)
+    far = {name: 2.0 ** (600 * (-1) ** i) * s for i, (name, s) in enumerate(scores.items())}
+    assert plp.Robust(location=location)(far, 0.7) == masks
 
 
 def test_alike_distributions_are_pruned_alike():
@@ -176,7 +178,7 @@ def test_a_mad_of_zero_gives_way_to_the_standard_deviation():
 
 @every_location
 def test_a_layer_of_equal_scores_stands_at_its_centre(location):
-    scores = {"equal": torch.full((10,), 0.1), "even": torch.arange(11.0)}
+    scores = {"equal": torch.full((10,), -0.1), "even": torch.arange(11.0)}
     masks = plp.Robust(location=location)(scores, 1 - 5 / 21)
     assert masks.counts() == {"equal": (0, 10), "even": (5, 11)}
     assert plp.Robust(location=location)(scores, 1 - 15 / 21)["equal"].sum() >= 9

@@ -80,7 +80,10 @@ def injected(model, whole, lam, normalize):
     """Tangents by layer, with D and D' in the network."""
     filters = {n: [m.weight, m.bias] for n, m in model.named_children() if isinstance(m, nn.BatchNorm2d)}
     filters |= {"plain": [model.plain.weight], "hidden": [model.hidden.weight]}
-    flat = {n: torch.cat([p.detach().flatten(1) if p.ndim > 1 else p.detach()[:, None] for p in ps], 1) for n, ps in filters.items()}
+    flat = {
+        n: torch.cat([p.detach().flatten(1) if p.ndim > 1 else p.detach()[:, None] for p in ps], 1)
+        for n, ps in filters.items()
+    }
     model.scales = {n: f.norm(dim=1).requires_grad_() for n, f in flat.items()}
     value = loss(model, whole)
     plain, model.scales, scales = loss_without(model, whole), {}, model.scales
@@ -203,14 +206,24 @@ def units(model, groups, root, names):
     return torch.stack(vectors)
 
 
-WEIGHTS = {"stem": ["stem.weight", "c2.weight"], "c1": ["c1.weight"], "plain": ["plain.weight"], "hidden": ["hidden.weight"]}
+WEIGHTS = {
+    "stem": ["stem.weight", "c2.weight"],
+    "c1": ["c1.weight"],
+    "plain": ["plain.weight"],
+    "hidden": ["hidden.weight"],
+}
 
 
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max", "l2"])
 def test_by_group_reduces_the_entries_of_a_unit(reduce):
-    model, groups, batches, _ = problem()
+    model, groups, _, _ = problem()
     found = plp.score_groups(model, plp.ByGroup(plp.Magnitude(), reduce), groups)
-    by = {"sum": lambda v: v.sum(1), "mean": lambda v: v.mean(1), "max": lambda v: v.amax(1), "l2": lambda v: v.norm(dim=1)}
+    by = {
+        "sum": lambda v: v.sum(1),
+        "mean": lambda v: v.mean(1),
+        "max": lambda v: v.amax(1),
+        "l2": lambda v: v.norm(dim=1),
+    }
     for root, names in WEIGHTS.items():
         torch.testing.assert_close(found[root], by[reduce](units(model, groups, root, names).detach().abs()))
 
@@ -218,14 +231,32 @@ def test_by_group_reduces_the_entries_of_a_unit(reduce):
 @pytest.mark.parametrize("members", ["weights", "all"])
 def test_taylor_sums_before_or_after_the_absolute_value(members):
     model, groups, batches, whole = problem()
-    grads = dict(zip([n for n, _ in model.named_parameters()], torch.autograd.grad(loss(model, whole), list(model.parameters())), strict=True))
+    grads = dict(
+        zip(
+            [n for n, _ in model.named_parameters()],
+            torch.autograd.grad(loss(model, whole), list(model.parameters())),
+            strict=True,
+        )
+    )
+
     class Products(nn.Module):
         def __init__(self):
             super().__init__()
             self.tensors = {n: (p * grads[n]).detach() for n, p in model.named_parameters()}
+
         def named_parameters(self):
             return self.tensors.items()
-    names = WEIGHTS if members == "weights" else {**WEIGHTS, "c1": ["c1.weight", "n1.weight", "n1.bias"], "stem": ["stem.weight", "n0.weight", "n0.bias", "c2.weight", "n2.weight", "n2.bias"], "plain": ["plain.weight", "plain.bias"]}
+
+    names = (
+        WEIGHTS
+        if members == "weights"
+        else {
+            **WEIGHTS,
+            "c1": ["c1.weight", "n1.weight", "n1.bias"],
+            "stem": ["stem.weight", "n0.weight", "n0.bias", "c2.weight", "n2.weight", "n2.bias"],
+            "plain": ["plain.weight", "plain.bias"],
+        }
+    )
     names = {r: n for r, n in names.items() if r != "hidden"}
     first = plp.score_groups(model, plp.Taylor(members=members), groups, batches, loss)
     second = plp.score_groups(model, plp.Taylor("abs_then_sum", members), groups, batches, loss)
