@@ -115,7 +115,8 @@ def refuse_cut(trainer: Trainer, pl_module: LightningModule, callback: Callback)
         callback: Who wants to cut it.
 
     Raises:
-        PruneError: If processes are spawned, layers are built later, or something has copied the module already.
+        PruneError: If processes are spawned, layers are built later, another callback cuts too, or something has copied the
+            module already.
     """
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise PruneError(
@@ -129,6 +130,10 @@ def refuse_cut(trainer: Trainer, pl_module: LightningModule, callback: Callback)
                 "Build them in __init__, or set shrink=False."
             )
     callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    if [other for other in callbacks if isinstance(other, type(callback)) and other.shrink][1:]:  # type: ignore[attr-defined]
+        raise PruneError(
+            f"Expected one {type(callback).__name__} that cuts the network; found several. Name the shares of layers by `ratios` of one."
+        )
     for other in callbacks[: callbacks.index(callback)]:
         if isinstance(getattr(other, "_average_model", None), nn.Module):
             raise PruneError(

@@ -145,9 +145,10 @@ class PruneAtInit(PruningCallback):
         if self.masks_file is None:
             header = read_header(path, "scores")
             check_use(path, header, self.allocation, self.sparsity)
-            if self.control == "invert" and header["meta"].get("rounds", 1) > 1:
+            rounds = header["meta"].get("rounds")
+            if self.control == "invert" and isinstance(rounds, int) and rounds > 1:
                 raise PruneError(
-                    f"Expected scores of one round in {path!r}, to invert them; found those of the last of {header['meta']['rounds']}. "
+                    f"Expected scores of one round in {path!r}, to invert them; found those of the last of {rounds}. "
                     "Invert the criterion itself, without `scores`."
                 )
             return header

@@ -60,11 +60,19 @@ def run(argv: Sequence[str]) -> int:
     from pl_prune.report.table import Table
     from pl_prune.report.terminal import finite, show, show_json
     from pl_prune.report.transfer import Training, risk, transfer_cells, transfer_content, transfer_rows
+    from pl_prune.core.types import PruneError
     from pl_prune.runs.folder import write_whole
+    from pl_prune.runs.lock import locked
     from pl_prune.runs.study import Study
     from pl_prune.runs.transfer import SOURCE, TransferPlan
 
     folder = Path(options.folder)
+    names = [SOURCE, *(Path(file).stem for file in options.targets)]
+    if odd := sorted({name for name in names if names.count(name) > 1}):
+        raise PruneError(
+            f"Expected files of --targets whose names differ, and none called {SOURCE!r}; found {', '.join(odd)} more than once. "
+            "Rename a file: results are shown by its name."
+        )
     plan = TransferPlan(
         name="transfer",
         rows={},
@@ -84,7 +92,9 @@ def run(argv: Sequence[str]) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trainings say what they have to say in their logs
-        _prepare(plan, options.allocation)
+        with locked(folder / "preparing", wait=True):  # machines that start together would mix their files up
+            plan.settle(options.allocation)
+            _prepare(plan, options.allocation)
     study = Study(plan, folder, options.storage)
     if not train(study, options.workers, ["transfer", *argv]):
         return 2
@@ -109,7 +119,8 @@ def _prepare(plan: TransferPlan, allocation: str) -> None:
     from pl_prune.core.store import read_header
 
     for seed in plan.seeds:
-        _weights(plan, seed)
+        for data in plan.data:
+            _weights(plan, data, seed)
         for label, criterion in plan.criteria.items():
             for data in plan.data:
                 made = [plan.masks(label, data, sparsity, seed) for sparsity in plan.sparsities]
@@ -119,7 +130,7 @@ def _prepare(plan: TransferPlan, allocation: str) -> None:
                 for sparsity in plan.sparsities:
                     rounds = read_header(scores)["meta"].get("rounds", 1) if scores.is_file() else None
                     if rounds is None or rounds > 1:  # whose scores are those of one sparsity
-                        _score(plan, criterion, data, seed, sparsity, scores)
+                        _score(plan, criterion, data, seed, allocation, sparsity, scores)
                     _mask(scores, allocation, sparsity, plan.masks(label, data, sparsity, seed))
 
 
@@ -128,31 +139,33 @@ def _words(plan: TransferPlan, data: str, seed: int) -> list[str]:
     return [*files, f"--seed_everything={seed}"]
 
 
-def _weights(plan: TransferPlan, seed: int) -> None:
+def _weights(plan: TransferPlan, data: str, seed: int) -> None:
     from safetensors.torch import save_file
 
     from pl_prune.cli import Inspect
     from pl_prune.core.archive import whole_file
     from pl_prune.runs.transfer import SOURCE
 
-    file = plan.weights(seed)
+    file = plan.weights(data, seed)
     if file.is_file():
         return
 
     class Build(Inspect):
         def fit(self, model: Any, **kwargs: Any) -> None:
             with whole_file(file) as part:
-                save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, part)
+                save_file({name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()}, part)
 
-    Build(args=["fit", *_words(plan, SOURCE, seed)])
+    start = [] if data == SOURCE else [f"--weights={plan.weights(SOURCE, seed)}", "--new_head=true"]
+    Build(args=["fit", *_words(plan, data, seed), *start])
 
 
-def _score(plan: TransferPlan, criterion: str, data: str, seed: int, sparsity: float, out: Path) -> None:
+def _score(
+    plan: TransferPlan, criterion: str, data: str, seed: int, allocation: str, sparsity: float, out: Path
+) -> None:
     from pl_prune.commands import score
-    from pl_prune.runs.transfer import SOURCE
 
     prune = ["--prune=PruneAtInit", f"--prune.criterion={criterion}", f"--prune.sparsity={sparsity}"]
-    start = [f"--weights={plan.weights(seed)}", f"--new_head={str(data != SOURCE).lower()}"]
+    start = [f"--prune.allocation={allocation}", f"--weights={plan.weights(data, seed)}"]
     sys.stderr.write(f"pl-prune transfer: scores by {criterion} on {data}, seed {seed}\n")
     with contextlib.redirect_stdout(io.StringIO()):
         score.run([*_words(plan, data, seed), *prune, *start, "--out", str(out)])

@@ -44,7 +44,7 @@ def score_groups(
             finite.
 
     >>> import torch, pl_prune as plp
-    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> groups = plp.trace_groups(model, torch.ones(1, 2))
     >>> units = plp.score_groups(model, plp.ByGroup(plp.Magnitude()), groups)
     >>> {root: tuple(s.shape) for root, s in units.items()}

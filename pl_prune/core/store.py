@@ -133,8 +133,11 @@ def check_use(path: str | Path, header: Mapping[str, Any], allocation: Allocatio
         PruneError: If earlier rounds pruned what would be kept, or layers would compete whose scores do not compare.
     """
     meta = header["meta"]
-    rounds, scored = meta.get("rounds", 1), meta.get("sparsity", 0)
-    if rounds > 1 and sparsity < scored:
+    if isinstance(meta.get("before"), dict):  # of another callback, whose scores are in the same file
+        check_use(path, {"meta": meta["before"]}, allocation, sparsity)
+    rounds, scored = (meta.get(key) for key in ("rounds", "sparsity"))
+    told = all(isinstance(number, (int, float)) for number in (rounds, scored))  # else it is not ours
+    if told and rounds > 1 and sparsity < scored:
         raise PruneError(
             f"Expected a sparsity of {scored} or more for {str(path)!r}, which holds the scores of the last of {rounds} rounds on the way "
             f"there: what earlier ones pruned has none; found {sparsity}. Score again at that sparsity."

@@ -82,7 +82,7 @@ class ActivationTaps(TorchFunctionMode):
             call.value = call.value.clone()
         result = func(*args, **kwargs)
         if name.rstrip("_") in _ACTIVATIONS and not call.activated:
-            call.activated = False
+            call.activated = True
             result.register_hook(self._adder(call))
         if in_place:
             del self._calls[id(first)]

@@ -1,6 +1,6 @@
 """`ByGroup`: any criterion of entries as one of groups."""
 
-from __future__ import annotations
+# Annotations are evaluated here, since the command line cannot resolve those of a nested criterion by name.
 
 from dataclasses import dataclass
 

@@ -34,7 +34,7 @@ class PROscore(GroupCriterion):
             back: |F / |F| - lam |F| dL/dF| / |1 - lam dL/dD|.
         target: What F is: "auto" takes scale and shift of the norms of a group that has norms, else rows of weights
             (biases apart); "weight" always takes rows of weights.
-        reduce: "mean", "sum" or "max" over the filters of a unit (of coupled layers, of a head).
+        across: "mean", "sum" or "max" over the filters of a unit (of coupled layers, of a head).
 
     Raises:
         PruneError: If `lam` is not positive.
@@ -48,7 +48,7 @@ class PROscore(GroupCriterion):
     lam: float = 0.01
     normalize: bool = False
     target: Literal["auto", "weight"] = "auto"
-    reduce: Literal["mean", "sum", "max"] = "mean"
+    across: Literal["mean", "sum", "max"] = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +87,7 @@ class PROscore(GroupCriterion):
         return torch.where(norm > 0, moved.norm(dim=1) / scale.abs().clamp_min(_TINY), 0.0)
 
     def _reduced(self, scores: Tensor) -> Tensor:
-        return scores.amax(1) if self.reduce == "max" else scores.sum(1) if self.reduce == "sum" else scores.mean(1)
+        return scores.amax(1) if self.across == "max" else scores.sum(1) if self.across == "sum" else scores.mean(1)
 
 
 def _filters(model: nn.Module, group: Group, target: str, groups: ParameterGroups) -> list[Member]:

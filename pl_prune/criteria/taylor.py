@@ -1,6 +1,6 @@
 """First-order Taylor expansion of the loss, by unit."""
 
-from __future__ import annotations
+# Annotations are evaluated here, since the command line cannot resolve those of a nested criterion by name.
 
 from dataclasses import dataclass
 from typing import Literal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from statistics import mean, stdev
 from typing import Any, Literal
 
@@ -142,12 +143,12 @@ def worst(cells: Sequence[TransferCell], index: Callable[[TransferCell], list[fl
         index: Takes the values of a cell.
 
     Returns:
-        Criterion -> the value of the largest size over data sets and sparsities, with its sign.
+        Criterion -> the value of the largest size over data sets and sparsities, with its sign; NaN where one is.
     """
     found: dict[str, float] = {}
     for cell in cells:
         value = mean(index(cell))
-        if cell.criterion not in found or abs(value) > abs(found[cell.criterion]):
+        if cell.criterion not in found or isnan(value) or abs(value) > abs(found[cell.criterion]):
             found[cell.criterion] = value
     return found
 

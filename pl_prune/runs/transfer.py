@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pl_prune.core.store import load_masks
 from pl_prune.core.types import PruneError, check_sparsity
+from pl_prune.runs.asked import asked
+from pl_prune.runs.folder import write_whole
 from pl_prune.runs.plan import Plan, Spec
 
 SOURCE = "source"
@@ -51,16 +54,41 @@ class TransferPlan(Plan):
                 f"Expected two or more different --seeds, since masks move from one to the next; found {list(self.seeds)}. Name more."
             )
 
-    def weights(self, seed: int) -> Path:
-        """Return the file of a seed's initial weights.
+    def settle(self, allocation: str) -> None:
+        """Note what the folder's weights, scores and masks are made with.
 
         Args:
+            allocation: Where the kept entries go.
+
+        Raises:
+            PruneError: If those that are there were made with something else; they would be taken for these.
+        """
+        file = self.folder / "prepared.json"
+        files = {data: (*self.config, *more) for data, more in self.data.items()}
+        now = {"--allocation": allocation}
+        for data, config in files.items():
+            found = asked(Spec(key=data, row=data, settings={}, seed=0, config=config, values={}))["config"]
+            now[f"configuration of {data}"] = ", ".join(f"{name} {digest}" for name, digest in found.items())
+        then = json.loads(file.read_text()) if file.is_file() else {}
+        if odd := [what for what in now if then.get(what, now[what]) != now[what]]:
+            old, new = ("; ".join(f"{what} {side[what]}" for what in odd) for side in (then, now))
+            raise PruneError(
+                f"Expected what the masks in {str(self.folder)!r} were made with, {old}; found {new}. "
+                "Give the changed study another --folder, or put it back."
+            )
+        write_whole(file, json.dumps({**then, **now}, indent=1) + "\n")
+
+    def weights(self, data: str, seed: int) -> Path:
+        """Return the file of a seed's initial weights: the same for all data sets, but for a head of another shape.
+
+        Args:
+            data: The data set.
             seed: The seed.
 
         Returns:
             A path in the folder.
         """
-        return self.folder / "weights" / f"seed={seed}.safetensors"
+        return self.folder / "weights" / f"{data}_seed={seed}.safetensors"
 
     def scores(self, label: str, data: str, seed: int) -> Path:
         """Return the file of a criterion's scores.
@@ -87,7 +115,7 @@ class TransferPlan(Plan):
         Returns:
             A path in the folder.
         """
-        return self.folder / "masks" / f"{label}_{data}_{sparsity:g}_seed={seed}.safetensors"
+        return self.folder / "masks" / f"{label}_{data}_{sparsity}_seed={seed}.safetensors"
 
     def arms(self) -> list[tuple[dict[str, Any], Spec]]:
         """List the trainings; two that would be the same run share it.
@@ -123,7 +151,7 @@ class TransferPlan(Plan):
                                 "arm": arm,
                             }
                             name = "own" if arm == "reused" and same else arm
-                            key = f"{label}_{data}_{sparsity:g}_seed={seed}_{name}"
+                            key = f"{label}_{data}_{sparsity}_seed={seed}_{name}"
                             found.append((
                                 {**about, "masks": digests[masks]},
                                 self._run(key, f"{label} {data} {name}", data, masks, init, order, sparsity),
@@ -141,8 +169,7 @@ class TransferPlan(Plan):
             values={
                 **self.set,
                 "prune": prune,
-                "weights": str(self.weights(init)),
-                "new_head": data != SOURCE,
+                "weights": str(self.weights(data, init)),
                 "seed_everything": order,
             },
         )

@@ -227,6 +227,9 @@ def line(reference: Reference, dim: int) -> tuple[int, Tensor] | None:
         small = compact(tag)
         if small.shape[dim] > 1 and small.numel() == small.shape[dim]:
             return original, small.flatten()
-    if dim < len(reference.tags) and reference.tags[dim].shape[dim] == 1 and compact(reference.tags[dim]).numel() == 1:
-        return dim, reference.tags[dim].flatten()[:1]
+    single = [d for d, size in enumerate(reference.tags[0].shape) if size == 1] if reference.tags else []
+    alone = [original for original, tag in enumerate(reference.tags) if compact(tag).numel() == 1]
+    if dim in single and single.index(dim) < len(alone):  # dimensions of one position keep their order
+        original = alone[single.index(dim)]
+        return original, reference.tags[original].flatten()[:1]
     return None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TinyModule, tiny_data, tiny_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
 from refusal import expect_refusal
 from torch import nn
 
@@ -273,6 +273,10 @@ def test_what_cannot_be_cut_is_refused():
         fitted(Steady(), EMAWeightAveraging(), cut)
     with expect_refusal("spawn"):  # in `setup` of each process that is started
         refuse_cut(Trainer(strategy="ddp_spawn", **{**QUIET, "devices": 2}), Steady(), cut)
+    with expect_refusal("several"):
+        fitted(Steady(), cut, plp.StructuredPruning(MAGNITUDE, 0.5, name="b"))
+    with expect_refusal("both"):
+        fitted(Steady(), plp.StructuredPruning(MAGNITUDE, 0.5, shrink=False), plp.PruneAtInit())
     with expect_refusal("ByGroup"):
         plp.StructuredPruning(plp.SNIP())
     with expect_refusal("shrink"):
@@ -293,6 +297,22 @@ def test_averages_are_taken_of_the_small_network():
     Trainer(max_epochs=1, callbacks=[pruner, average], **QUIET).fit(module, tiny_loader())
     assert len(module.net[0].weight) == 4
     module(torch.randn(2, 1, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore:LearningRateFinder ends", "ignore:.*suggested", "ignore:.*checkpoint")
+def test_finders_and_masks_work_on_the_small_network(tmp_path):
+    module = Steady()
+    module.lr = 0.1
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), module.lr)
+    finder = LearningRateFinder(num_training_steps=6, early_stop_threshold=None)
+    pruner, masks = plp.StructuredPruning(MAGNITUDE, 0.5, allocation=plp.Layerwise()), plp.PruneAtInit(sparsity=0.5)
+    settings = {**QUIET, "enable_checkpointing": True, "default_root_dir": tmp_path}
+    trainer = Trainer(max_epochs=1, callbacks=[pruner, masks, finder], **settings)
+    trainer.fit(module, tiny_loader(), tiny_loader(16))
+    assert trainer.global_step == 4
+    assert len(module.net[0].weight) == 4
+    zeros = sum(int((module.get_parameter(n) == 0).sum()) for n in masks.masks)
+    assert zeros == sum(int((~m).sum()) for m in masks.masks.values()) > 0
 
 
 def test_ratios_targets_and_rounding(fit):

@@ -18,10 +18,11 @@ from pl_prune.__main__ import main
 ROOT = Path(__file__).parents[2]
 TABLES = ("recipes/studies/pai", "recipes/studies/yopo")  # parsed by runs/test_study_recipes.py
 TRANSFER = ("recipes/transfer", "recipes/transfer/targets")
+STRUCTURED = ("recipes/structured",)  # run by test_structured_recipes.py
 FILES = [
     p
     for p in sorted((ROOT / "recipes").rglob("*.yaml"))
-    if p.parent.relative_to(ROOT).as_posix() not in TABLES + TRANSFER
+    if p.parent.relative_to(ROOT).as_posix() not in TABLES + TRANSFER + STRUCTURED
 ]
 OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES = (
     [p for p in FILES if p.parent.name == kind]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def test_a_methods_recipe_trains_a_smaller_network_and_tests_its_checkpoint(reci
     whole = ConvNet().state_dict()
     kept = sum(weights[f"network.{name}"].numel() for name in whole) / sum(t.numel() for t in whole.values())
     assert 0.2 < kept < 0.6
+
+
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0")
+@pytest.mark.parametrize("shrink", ["true", "false"])
+def test_any_criterion_of_entries_is_named_on_the_command_line(shrink, tmp_path):
+    files = [f"--config={METHODS[1]}", f"--config={ROOT / 'recipes/settings/convnet_digits.yaml'}"]
+    asked = ["--prune.criterion=ByGroup", "--prune.criterion.criterion=SNIP", f"--prune.shrink={shrink}"]
+    assert main(["fit", *files, *QUIET, *SMALL, "--prune.samples.per_class=4", *asked]) == 0
+    (result,) = tmp_path.rglob("result.json")
+    assert json.loads(result.read_text())["method"].startswith("ByGroup(criterion=SNIP()) at sparsity 0.5 of groups")
 
 
 @pytest.mark.parametrize(("recipe", "macs"), [("resnet56_cifar10_49", 0.4816), ("resnet56_cifar10_72", 0.7634)])

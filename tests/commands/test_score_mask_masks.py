@@ -131,6 +131,20 @@ def test_scores_that_compare_nothing_between_layers_want_a_budget_for_each(tmp_p
     assert main([*mask, "--allocation", "Layerwise"]) == 0
 
 
+def test_rounds_count_of_every_callback_whose_scores_a_file_holds(tmp_path, capfd):
+    rounds = {"rounds": 5, "sparsity": 0.8}
+    plp.save_scores(tmp_path / "s", {"a": torch.rand(8)}, {"rounds": 1, "sparsity": 0.5, "before": rounds})
+    mask = ["mask", "--scores", str(tmp_path / "s"), "--out-dir", str(tmp_path), "--sparsity"]
+    assert "last of 5 rounds" in refused(capfd, *mask, "0.6")
+    assert main([*mask, "0.8"]) == 0
+
+
+@pytest.mark.parametrize("meta", [{"rounds": "many"}, {"rounds": None}, {"rounds": 3, "sparsity": "high"}, {"before": 1}])
+def test_a_user_may_call_anything_rounds(tmp_path, meta):
+    plp.save_scores(tmp_path / "s", {"a": torch.rand(8)}, meta)
+    assert main(["mask", "--scores", str(tmp_path / "s"), "--out-dir", str(tmp_path), "--sparsity", "0.5"]) == 0
+
+
 def test_what_the_page_shows_runs(tmp_path, monkeypatch, capsys):
     page = (Path(RECIPE).parents[1] / "docs" / "scores_and_masks.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -28,6 +28,28 @@ def layers(seed=0):
     }
 
 
+@pytest.fixture
+def deterministic_cuda(monkeypatch):
+    """Refuse what CUDA refuses under `Trainer(deterministic=True)`, on the CPU."""
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("kthvalue CUDA does not have a deterministic implementation")
+
+    monkeypatch.setattr(torch.Tensor, "kthvalue", refuse)
+    monkeypatch.setattr(torch, "kthvalue", refuse)
+
+
+@pytest.mark.usefixtures("deterministic_cuda")
+@pytest.mark.parametrize("count", [10, 11])
+def test_medians_need_nothing_that_cuda_cannot_do_deterministically(count):
+    scores = {"a": torch.rand(count), "b": torch.rand(count + 2) ** 3}
+    assert same(plp.Robust()(scores, 0.5), oracle(scores, 0.5, "median")[0])
+    layer = torch.nn.Sequential(torch.nn.Linear(count, 5), torch.nn.Linear(5, 1))
+    plain, found = (plp.score(layer, plp.YOPO(rank=0, normalize=n))["0.weight"] for n in (False, True))
+    middle = statistics.median(layer[0].weight.detach().abs().flatten().tolist())
+    torch.testing.assert_close(found, plain / middle)
+
+
 def stat(values, location):
     """Location and scale as the paper names them, of plain numbers."""
     if location == "mean":

@@ -48,6 +48,14 @@ def test_the_worst_index_keeps_its_sign():
     assert worst(cells, lambda cell: cell.i3) == {"SNIP": mean([-3.0, 0.0]), "YOPO": -5.0}
 
 
+def test_an_index_that_is_not_a_number_is_the_worst_wherever_it_stands():
+    odd = trainings("YOPO", "C10", 0.9, {1: (float("nan"), 1.0, 1.0, 1.0)})
+    for runs in ([*odd, *RUNS], [*RUNS, *odd]):
+        found = worst(transfer_cells(runs), lambda cell: cell.i3)
+        assert found["YOPO"] != found["YOPO"]
+        assert found["SNIP"] == -1.5
+
+
 def test_the_table_says_which_masks_are_the_same():
     rows = transfer_rows(transfer_cells(RUNS))
     assert rows[0][-3:] == ["DTI", "I3", "noise"]

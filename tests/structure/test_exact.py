@@ -185,3 +185,16 @@ def test_macs_are_those_of_the_cost_report(batch):
     expected = layer_macs(model, lambda: model(x))
     found = plp.trace_groups(model, x).macs
     assert {name: batch * macs for name, macs in found.items()} == expected
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_layers_of_a_single_output_are_followed(outputs):
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, outputs))
+    x = torch.randn(4, 2)
+    groups = plp.trace_groups(model, x)
+    assert groups.sizes == {"0": 3}
+    masks = groups.expand({"0": torch.tensor([True, False, True])})
+    small = plp.shrink(model, masks, x)
+    masks.apply_(dict(model.named_parameters()))
+    assert small[2].weight.shape == (outputs, 2)
+    torch.testing.assert_close(small(x), model(x))

@@ -121,7 +121,7 @@ def test_proscore_is_that_of_scales_that_are_really_there(inplace, normalize, la
     torch.testing.assert_close(found["plain"], expected["plain"])
     torch.testing.assert_close(found["hidden"], expected["hidden"])
     torch.testing.assert_close(found["stem"], (expected["n0"] + expected["n2"]) / 2)
-    largest = plp.score_groups(model, plp.PROscore(lam=lam, normalize=normalize, reduce="max"), groups, batches, loss)
+    largest = plp.score_groups(model, plp.PROscore(lam=lam, normalize=normalize, across="max"), groups, batches, loss)
     torch.testing.assert_close(largest["stem"], torch.maximum(expected["n0"], expected["n2"]))
 
 
@@ -180,6 +180,7 @@ def test_a_layer_used_twice_adds_up_and_projections_without_a_module_are_linear(
 def test_heads_of_attention_are_scored_by_their_rows():
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(8, 4, 16, dropout=0.0, batch_first=True).double()
+    nn.init.uniform_(model.self_attn.in_proj_bias)
     net = nn.Sequential(model, nn.Flatten(), nn.Linear(24, 3)).double()
     x, y = torch.randn(5, 3, 8, dtype=torch.float64), torch.arange(5) % 3
     groups = plp.trace_groups(net, x)
