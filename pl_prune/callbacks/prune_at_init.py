@@ -234,7 +234,7 @@ class PruneAtInit(PruningCallback):
                 "so ties decide there. "
                 "Look for a zero-initialised head, branch or norm scale, or for units that no sample activates."
             )
-        self._hand_over(bridge, scores, self.criterion, sparsity=self.sparsity)
+        self._hand_over(bridge, scores, self.criterion, sparsity=self.sparsity, allocation=allocation)
         return masks, scores
 
     def _prepare(self, bridge: Bridge) -> str:

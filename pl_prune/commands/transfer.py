@@ -25,6 +25,9 @@ def run(argv: Sequence[str]) -> int:
 
     Returns:
         Exit status: 0; 1 if a run failed or is left.
+
+    Raises:
+        PruneError: If two data sets have one name.
     """
     parser = argparse.ArgumentParser(
         "pl-prune transfer",
@@ -57,10 +60,10 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     from pl_prune.commands.study import train, unfinished
+    from pl_prune.core.types import PruneError
     from pl_prune.report.table import Table
     from pl_prune.report.terminal import finite, show, show_json
     from pl_prune.report.transfer import Training, risk, transfer_cells, transfer_content, transfer_rows
-    from pl_prune.core.types import PruneError
     from pl_prune.runs.folder import write_whole
     from pl_prune.runs.lock import locked
     from pl_prune.runs.study import Study

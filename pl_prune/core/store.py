@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def check_use(path: str | Path, header: Mapping[str, Any], allocation: Allocatio
         sparsity: Fraction of the entries to prune.
 
     Raises:
-        PruneError: If earlier rounds pruned what would be kept, or layers would compete whose scores do not compare.
+        PruneError: If earlier rounds pruned what would be kept or went by another allocation, or layers would compete whose
+            scores do not compare.
     """
     meta = header["meta"]
     if isinstance(meta.get("before"), dict):  # of another callback, whose scores are in the same file
@@ -142,11 +144,25 @@ def check_use(path: str | Path, header: Mapping[str, Any], allocation: Allocatio
             f"Expected a sparsity of {scored} or more for {str(path)!r}, which holds the scores of the last of {rounds} rounds on the way "
             f"there: what earlier ones pruned has none; found {sparsity}. Score again at that sparsity."
         )
+    if told and rounds > 1 and not _shares_as(meta.get("allocation"), allocation):
+        raise PruneError(
+            f"Expected the allocation of the {rounds} rounds whose last one's scores {str(path)!r} holds, {meta['allocation']}: what they "
+            f"pruned has no score; found {describe(allocation)}. Score again with that allocation."
+        )
     if meta.get("layerwise_only") and not isinstance(allocation, LayerAllocation):
         raise PruneError(
             f"Expected an allocation with a budget for each layer for {str(path)!r}, whose scores compare nothing between layers; "
             f"found {describe(allocation)}. Use Layerwise(), ERK() or SmartRatio()."
         )
+
+
+def _shares_as(told: object, allocation: Allocation) -> bool:
+    """Say whether an allocation is the one that a header tells of, floors apart; yes where it tells of none."""
+    if not isinstance(told, dict) or not isinstance(told.get("init_args"), dict):
+        return True
+    own = {f.name for f in fields(allocation)} - {f.name for f in fields(Allocation)}
+    same = all(told["init_args"].get(name) == getattr(allocation, name) for name in own)
+    return same and str(told.get("class_path")).rpartition(".")[2] == type(allocation).__name__
 
 
 def _fitting(

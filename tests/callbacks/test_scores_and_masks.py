@@ -153,6 +153,8 @@ def test_scores_of_many_rounds_give_no_budget_below_theirs(fit, tmp_path):
         fit(plp.PruneAtInit(sparsity=0.7, scores=path))
     with expect_refusal("one round", "Invert the criterion itself"):
         fit(plp.PruneAtInit(sparsity=0.8, scores=path, control="invert"))
+    with expect_refusal("allocation of the 5 rounds", "core.allocate.Global", "found ERK()", "Score again"):
+        fit(plp.PruneAtInit(sparsity=0.8, allocation=plp.ERK(), scores=path))
     again = plp.PruneAtInit(sparsity=0.8, scores=path)
     started(fit, again)
     assert again.masks == pruner.masks

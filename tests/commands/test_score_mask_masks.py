@@ -139,7 +139,9 @@ def test_rounds_count_of_every_callback_whose_scores_a_file_holds(tmp_path, capf
     assert main([*mask, "0.8"]) == 0
 
 
-@pytest.mark.parametrize("meta", [{"rounds": "many"}, {"rounds": None}, {"rounds": 3, "sparsity": "high"}, {"before": 1}])
+@pytest.mark.parametrize(
+    "meta", [{"rounds": "many"}, {"rounds": None}, {"rounds": 3, "sparsity": "high"}, {"before": 1}]
+)
 def test_a_user_may_call_anything_rounds(tmp_path, meta):
     plp.save_scores(tmp_path / "s", {"a": torch.rand(8)}, meta)
     assert main(["mask", "--scores", str(tmp_path / "s"), "--out-dir", str(tmp_path), "--sparsity", "0.5"]) == 0
