@@ -27,7 +27,7 @@ types: .venv/installed
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "pl_prune: expected Python 3.10 or newer, found %d.%d. Run make PYTHON=/path/to/python3" % v[:2])'
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[cli,examples,wandb,zoo,report,study,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[cli,examples,wandb,zoo,report,study,robust,dev]'
 	touch .venv/installed
 
 clean:

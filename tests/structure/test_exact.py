@@ -158,7 +158,8 @@ def test_bad_input_is_refused():
 
 def test_torch_pruning_finds_the_same_channels_in_a_residual_network():
     """An independent tracer, where it works: the same units, coupled in the same way."""
-    tp = pytest.importorskip("torch_pruning")
+    import torch_pruning as tp
+
     models = pytest.importorskip("torchvision.models")
     model, x = models.resnet18(weights=None, num_classes=10).eval(), torch.randn(1, 3, 32, 32)
     groups = plp.trace_groups(model, x)
