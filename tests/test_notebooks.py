@@ -29,6 +29,7 @@ def test_every_notebook_is_run_here():
         "gradual_pruning",
         "pruning_at_initialization",
         "studies",
+        "yopo_reuse",
     ]
 
 
@@ -76,3 +77,12 @@ def test_adversarial(capsys):
         assert space["results"][name].robust > space["results"]["plain"].robust + 0.2
     assert [curve[-1].robust < 0.2 for curve in space["curves"].values()] == [True] * 3
     assert "Take the normalisation out of the data" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_one_file_of_scores_serves_every_budget():
+    space = execute("yopo_reuse.ipynb")
+    masks = list(space["masks"].values())
+    assert all(wide.intersect(narrow) == narrow for wide, narrow in zip(masks, masks[1:], strict=False))
+    assert len(space["accuracy"]) == 7
+    assert space["accuracy"]["YOPO 0.8"] > 0.8

@@ -11,6 +11,7 @@ from pl_prune.report.costs import MASKS, latency_text, latency_words
 from pl_prune.report.curves import run_figures
 from pl_prune.report.grid import Run
 from pl_prune.report.markup import gallery, notes, table
+from pl_prune.report.robustness import robustness_figures
 from pl_prune.report.saliency import saliency_figure
 from pl_prune.report.scored import has_scores, read_entries
 from pl_prune.report.sparsity import BOTTLENECK
@@ -29,6 +30,7 @@ def run_page(run: Run) -> tuple[str, list[Picture]]:
     """
     scores = saliency_figure([read_entries(run, "this run")]) if has_scores(run) else None
     drawn = [*run_figures(run), *(picture for picture in (run_width_figure(run), scores) if picture)]
+    drawn += robustness_figures(run.folder)
     foreign = left_figures(run.folder)
     record, cost = run.record, run.cost
     path = {True: "yes", False: "NONE, no input reaches the output"}.get(run.path, "unknown")  # type: ignore[arg-type]

@@ -562,3 +562,13 @@ def test_a_browser_shows_the_page(written, tmp_path):
     subprocess.run([*command, written[1].as_uri()], check=True, capture_output=True, timeout=60)
     assert shot.read_bytes().startswith(b"\x89PNG")
     assert shot.stat().st_size > 30_000
+
+
+def test_the_robustness_of_a_run_is_on_its_page(study, tmp_path):
+    run = shutil.copytree(study / "runs" / "dies_0.99_seed=1", tmp_path / "run")
+    found = {"total": 10, "clean": 0.9, "robust": 0.4, "clean_interval": [0.6, 0.98], "robust_interval": [0.17, 0.69]}
+    (run / "robustness.json").write_text(json.dumps({**found, "eps": 8 / 255, "norm": "linf", "preset": "fast"}))
+    page = Page(write_report(run))
+    page.stands_alone()
+    assert "Accuracy without and under attack" in page.texts["h3"]
+    assert "10 images; fast attacks" in page.texts["figcaption"]
