@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,6 @@ def test_adversarial(capsys):
 def test_one_file_of_scores_serves_every_budget():
     space = execute("yopo_reuse.ipynb")
     masks = list(space["masks"].values())
-    assert all(wide.intersect(narrow) == narrow for wide, narrow in zip(masks, masks[1:], strict=False))
+    assert all(wide.intersect(narrow) == narrow for wide, narrow in pairwise(masks))
     assert len(space["accuracy"]) == 7
     assert space["accuracy"]["YOPO 0.8"] > 0.8
