@@ -50,7 +50,7 @@ def test_doctor_lists_what_is_there(capsys):
     found = json.loads(capsys.readouterr().out)
     assert status == (1 if found["problems"] else 0)
     assert found["versions"]["torch"] == metadata.version("torch")
-    assert {"cli", "report", "study", "structured"} <= set(found["extras"])
+    assert {"cli", "report", "study", "robust"} <= set(found["extras"])
     assert found["extras"]["report"] == []
     main(["doctor"])
     assert "extra report      complete" in capsys.readouterr().out
