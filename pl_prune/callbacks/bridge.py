@@ -207,7 +207,8 @@ class Bridge:
         except Exception as error:
             raise PruneError(
                 f"Expected {type(self.pl_module).__name__}.{step.__name__} to run in evaluation mode, on any number of samples; found "
-                f"{type(error).__name__}: {error}. Define `scoring_step(self, batch, batch_idx)` that returns the loss to score by."
+                f"{type(error).__name__}: {error}. Look whether it takes these data; where it fails outside of training alone, "
+                "define `scoring_step(self, batch, batch_idx)` that returns the loss to score by."
             ) from error
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if loss is None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 
 def run(argv: Sequence[str]) -> int:
@@ -26,11 +27,19 @@ def run(argv: Sequence[str]) -> int:
     from pl_prune.core.types import describe
     from pl_prune.report.table import columns
     from pl_prune.report.terminal import show_json
+    from pl_prune.spelling import explain
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            meant = explain(message, {"allocation": Allocation})
+            if meant is None:
+                super().error(message, ex)
+            self.exit(2, f"pl-prune mask: error: {meant}\n")
 
     for home in pl_prune._HOMES:
         if home.startswith("core."):  # whose allocations go by their short names
             import_module(f"pl_prune.{home}")
-    parser = ArgumentParser(
+    parser = Parser(
         "pl-prune mask", description="Make masks of any number of sparsities from one file of scores; they are nested."
     )
     parser.add_argument("--scores", required=True, help="a file of scores, of `pl-prune score` or of a run")

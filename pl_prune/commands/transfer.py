@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
         Exit status: 0; 1 if a run failed or is left.
 
     Raises:
-        PruneError: If two data sets have one name.
+        PruneError: If two data sets have one name, or a target's file is missing.
     """
     parser = argparse.ArgumentParser(
         "pl-prune transfer",
@@ -76,6 +76,8 @@ def run(argv: Sequence[str]) -> int:
             f"Expected files of --targets whose names differ, and none called {SOURCE!r}; found {', '.join(odd)} more than once. "
             "Rename a file: results are shown by its name."
         )
+    if lost := [file for file in options.targets if not Path(file).is_file()]:
+        raise PruneError(f"Expected files of --targets; found none at {', '.join(lost)}. Look at the path.")
     plan = TransferPlan(
         name="transfer",
         rows={},

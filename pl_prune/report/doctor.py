@@ -88,7 +88,8 @@ def examine() -> Findings:
     cuda = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    return Findings(versions, [f"cpu, {torch.get_num_threads()} threads", *cuda], _extras(), problems)
+    threads = torch.get_num_threads()
+    return Findings(versions, [f"cpu, {threads} thread{'s' * (threads != 1)}", *cuda], _extras(), problems)
 
 
 def _extras() -> dict[str, list[str]]:

@@ -181,7 +181,7 @@ def _signs(study: Study, group: Group) -> list[str]:
     if cut := sum(run.path is False for run in group.runs):
         signs.append(f"no path leads from input to output in {_of(cut, group)}")
     if failed(study, group):
-        signs.append(f"{study.metric} is {number(group)}, at most half of the dense row's, as without training")
+        signs.append(f"{study.metric} is {number(group)}, at most half of the dense row's")
     if not group.finite:
         signs.append(f"{study.metric} is not a finite number")
     return signs

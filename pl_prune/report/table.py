@@ -245,9 +245,9 @@ def read_runs(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     for folder in folders:
         file = Path(folder) / "report.json"
         if not file.is_file():
-            raise PruneError(
-                f"Expected a finished run's report at {file}; found none. Add the callback SparsityReport to the run."
-            )
+            fix = "Add the callback SparsityReport to the run." if Path(folder).is_dir() else "Look at the path."
+            found = "none" if Path(folder).is_dir() else "no such folder"
+            raise PruneError(f"Expected a finished run's report at {file}; found {found}. {fix}")
         try:
             report = json.loads(file.read_text())
             counts = {key: report["cost"][key] for key in ("params", "params_kept", "macs", "macs_kept")}

@@ -68,3 +68,18 @@ def best_of_rows(results: Sequence[dict[str, Any]], direction: Literal["maximize
         if isfinite(record["last"]) and (rival is None or sign * record["last"] > sign * rival["last"]):
             found[record["row"]] = record
     return list(found.values())
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Find the refusal of ours that jsonargparse has wrapped in an error of its own.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The refusal; the error itself where there is none.
+    """
+    cause: BaseException | None = error if isinstance(error, ValueError) else None
+    while cause is not None and not isinstance(cause, PruneError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error

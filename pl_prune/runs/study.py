@@ -19,7 +19,7 @@ from pl_prune.runs.asked import check_unchanged, note
 from pl_prune.runs.database import heartbeats, open_database
 from pl_prune.runs.folder import RunFolder, write_whole
 from pl_prune.runs.lock import is_locked, locked
-from pl_prune.runs.outcome import best_of_rows, outcome
+from pl_prune.runs.outcome import best_of_rows, cause_of, outcome
 from pl_prune.runs.plan import Plan, Spec
 
 _JUST_STARTED = timedelta(seconds=60)
@@ -276,8 +276,9 @@ class Study:
                 train(spec if run.checkpoint else self._with_weights(spec), run)
             result = outcome(spec, run, self.plan.metric, self.plan.direction)
         except Exception as error:
-            trial.set_user_attr("error", f"{type(error).__name__}: {error}")
-            say(f"{spec.key}: FAILED, {type(error).__name__}: {error}")
+            cause = cause_of(error)
+            trial.set_user_attr("error", f"{type(cause).__name__}: {cause}")
+            say(f"{spec.key}: FAILED, {type(cause).__name__}: {cause}")
             raise
         say(f"{spec.key}: {self.plan.metric} {result['last']:.4f} in {result['seconds']:.1f} s")
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,12 @@ def check_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
     Raises:
         PruneError: If it has another.
     """
-    unknown = sorted(map(repr, set(content) - known))
+    unknown = sorted(set(content) - known, key=str)
     if unknown:
+        close = get_close_matches(str(unknown[0]), known, 1)
+        fix = f"The closest name to {unknown[0]!r} is {close[0]!r}." if close else "Look at the spelling."
         raise PruneError(
-            f"Expected the keys {', '.join(sorted(known))} in {where}; found {', '.join(unknown)}. Look at the spelling."
+            f"Expected the keys {', '.join(sorted(known))} in {where}; found {', '.join(map(repr, unknown))}. {fix}"
         )
 
 

@@ -74,7 +74,7 @@ class TransferPlan(Plan):
             old, new = ("; ".join(f"{what} {side[what]}" for what in odd) for side in (then, now))
             raise PruneError(
                 f"Expected what the masks in {str(self.folder)!r} were made with, {old}; found {new}. "
-                "Give the changed study another --folder, or put it back."
+                "Give the changed study another --folder, put it back, or delete the folder."
             )
         write_whole(file, json.dumps({**then, **now}, indent=1) + "\n")
 
