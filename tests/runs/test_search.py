@@ -189,7 +189,7 @@ def test_a_study_file_with_a_search_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("search", "parts"),
     [
-        ({"trails": 3}, ("'trails'", "spelling")),
+        ({"trails": 3}, ("'trails'", "closest", "'trials'")),
         ({"trials": 0}, ("search.trials", "0")),
         ({"trials": True}, ("search.trials", "True")),
         ({"seed": -1}, ("search.seed", "-1")),
