@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pl_prune.adversarial.attacks import alike
 from pl_prune.adversarial.batch import examples_of
 from pl_prune.adversarial.losses import TRADES, RobustLoss
 from pl_prune.core import sync
+from pl_prune.core.seeds import seed_of
 from pl_prune.core.types import PruneError, check_type
 from pl_prune.core.warmup import uncounted
 
@@ -179,9 +179,7 @@ class AdversarialTraining(Callback):
             rank_zero_warn(f"{name}.training_step does not call self(images), so {so}. Call self(images) there.")
 
     def _generator(self, when: tuple[int, int], device: torch.device, who: str = "") -> torch.Generator:
-        text = f"{self.seed} {when} {who or sync.rank_and_size()[0]}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-        return torch.Generator(device).manual_seed(seed)
+        return torch.Generator(device).manual_seed(seed_of(self.seed, f"{when} {who or sync.rank_and_size()[0]}"))
 
     def _refuse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         kind = type(pl_module).__name__

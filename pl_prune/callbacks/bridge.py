@@ -81,15 +81,20 @@ class Bridge:
         loader = self.find_loader()
         with self.quiet():
             sync.copy_of_rank_zero_(self.pl_module.buffers())  # as DDP does before each forward pass
-            batches = [self.example()] if criterion.needs_data else []
-            if criterion.needs_loss:
-                batches = self._read(loader, self.samples)
-                share = " on this rank" if sync.rank_and_size()[1] > 1 else ""
-                self.source = f"{sum(map(batch_size, batches))} samples{share} of {self._from}"
-                self.data = hash_batches(batches) if self.hashing else None
+            batches = self._scoring_batches(loader, criterion.needs_data, criterion.needs_loss)
             params = self.prunable() if within is None else self._learning(within)
             probe = Probe(self.pl_module, params, self.loss, batches, self._track)
             return iterate(criterion, probe, allocation, sparsity, within)
+
+    def _scoring_batches(self, loader: Any, needs_data: bool, needs_loss: bool) -> list[Any]:
+        """Read what a criterion scores on, and note where it is from."""
+        if not needs_loss:
+            return [self.example()] if needs_data else []
+        batches = self._read(loader, self.samples)
+        share = " on this rank" if sync.rank_and_size()[1] > 1 else ""
+        self.source = f"{sum(map(batch_size, batches))} samples{share} of {self._from}"
+        self.data = hash_batches(batches) if self.hashing else None
+        return batches
 
     @contextmanager
     def undone_on_error(self, weights: bool) -> Iterator[None]:
@@ -197,6 +202,7 @@ class Bridge:
             OutOfMemoryError: If there is not enough memory.
         """
         step = self._step()
+        name = f"{type(self.pl_module).__name__}.{step.__name__}"
         arguments = inspect.signature(step).parameters.values()
         takes_index = len(arguments) > 1 or any(a.kind is a.VAR_POSITIONAL for a in arguments)
         self._again()
@@ -206,15 +212,13 @@ class Bridge:
             raise
         except Exception as error:
             raise PruneError(
-                f"Expected {type(self.pl_module).__name__}.{step.__name__} to run in evaluation mode, on any number of samples; found "
-                f"{type(error).__name__}: {error}. Look whether it takes these data; where it fails outside of training alone, "
-                "define `scoring_step(self, batch, batch_idx)` that returns the loss to score by."
+                f"Expected {name} to run in evaluation mode, on any number of samples; found {type(error).__name__}: {error}. "
+                "Look whether it takes these data; if so, define `scoring_step(self, batch, batch_idx)` that returns the loss to score by."
             ) from error
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if loss is None:
             raise PruneError(
-                f"Expected {type(self.pl_module).__name__}.{step.__name__} to return a loss in evaluation mode; found {output!r}. "
-                "Define `scoring_step(self, batch, batch_idx)` that returns one."
+                f"Expected {name} to return a loss in evaluation mode; found {output!r}. Define `scoring_step(self, batch, batch_idx)`."
             )
         return loss
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.core import sync
-from pl_prune.core.batch import batch_size
 from pl_prune.core.group_criterion import GroupCriterion
 from pl_prune.core.groups import GroupScores, ParameterGroups
 from pl_prune.core.probe import Probe
@@ -51,11 +50,7 @@ class GroupBridge(Bridge):
         loader = self.find_loader()
         with self.quiet():
             sync.copy_of_rank_zero_(self.pl_module.buffers())  # as DDP does before each forward pass
-            batches = [self.example()] if criterion.needs_data else []
-            if criterion.needs_loss:
-                batches = self._read(loader, self.samples)
-                share = " on this rank" if sync.rank_and_size()[1] > 1 else ""
-                self.source = f"{sum(map(batch_size, batches))} samples{share} of {self._from}"
+            batches = self._scoring_batches(loader, criterion.needs_data, criterion.needs_loss)
             params = sync.agreed(lambda: producers(self.pl_module, groups))
             probe = Probe(self.pl_module, params, self.loss, batches, self._track)
             return sync.agreed(lambda: run_group_criterion(criterion, probe, groups))

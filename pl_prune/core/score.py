@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from pl_prune.core import sync
 from pl_prune.core.batch import cut
 from pl_prune.core.criterion import Criterion
+from pl_prune.core.group_criterion import GroupCriterion
 from pl_prune.core.loss import Loss
 from pl_prune.core.probe import Probe
 from pl_prune.core.sandbox import attributes_of, untouched
@@ -80,20 +81,8 @@ def score(
     select = select or Select()
     with untouched(model):
         data = list(batches) if batches is not None else []
-        for one in criteria:
-            no_data = one.needs_data and not data and sync.rank_and_size()[1] == 1
-            if no_data or (one.needs_loss and loss_fn is None):
-                raise PruneError(
-                    f"Expected batches and a loss function, which {type(one).__name__} needs; "
-                    f"found {len(data)} batches and loss_fn={loss_fn!r}. Pass both."
-                )
-        loss, again = loss_fn, attributes_of(model)
-        if loss_fn is not None:
-
-            def loss(model: nn.Module, batch: Any) -> Tensor:
-                again()
-                return loss_fn(model, batch)
-
+        check_data(criteria, data, loss_fn)
+        loss = repeatable(model, loss_fn)
         run = (lambda: loss(model, _first_two(data[0]))) if loss is not None and data else None
         found = sync.agreed(lambda: list(select(model, run)))
         chosen = sync.of_first(found, run is not None)  # which layer is the last shows where there are data
@@ -103,6 +92,47 @@ def score(
         probe = Probe(model, params, loss, data)
         scores = sync.agreed(lambda: [run_criterion(one, probe) for one in criteria])
     return scores if isinstance(criterion, Sequence) else scores[0]
+
+
+def check_data(criteria: Iterable[Criterion | GroupCriterion], data: Sequence[Any], loss_fn: Loss | None) -> None:
+    """Raise if data or a loss that a criterion needs is missing.
+
+    Args:
+        criteria: The criteria.
+        data: The batches of this rank.
+        loss_fn: The loss.
+
+    Raises:
+        PruneError: If a single process has no batch, or there is no loss, for a criterion that needs it.
+    """
+    for one in criteria:
+        no_data = one.needs_data and not data and sync.rank_and_size()[1] == 1
+        if no_data or (one.needs_loss and loss_fn is None):
+            raise PruneError(
+                f"Expected batches and a loss function, which {type(one).__name__} needs; "
+                f"found {len(data)} batches and loss_fn={loss_fn!r}. Pass both."
+            )
+
+
+def repeatable(model: nn.Module, loss_fn: Loss | None) -> Loss | None:
+    """Let every call of a loss start from the attributes that the model's modules have now.
+
+    Args:
+        model: The model, inside `untouched`.
+        loss_fn: Its loss; None for none.
+
+    Returns:
+        The loss; None for none.
+    """
+    if loss_fn is None:
+        return None
+    again = attributes_of(model)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        again()
+        return loss_fn(model, batch)
+
+    return loss
 
 
 def _first_two(batch: Any) -> Any:

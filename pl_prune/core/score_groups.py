@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pl_prune.core import sync
 from pl_prune.core.criterion import Criterion
@@ -13,7 +13,8 @@ from pl_prune.core.group_criterion import GroupCriterion, out_names
 from pl_prune.core.groups import GroupScores, ParameterGroups
 from pl_prune.core.loss import Loss
 from pl_prune.core.probe import Probe
-from pl_prune.core.sandbox import attributes_of, untouched
+from pl_prune.core.sandbox import untouched
+from pl_prune.core.score import check_data, repeatable
 from pl_prune.core.types import Params, PruneError, check_scores, check_type
 
 
@@ -54,20 +55,8 @@ def score_groups(
     check_type("groups", groups, ParameterGroups, "what `trace_groups` returned")
     with untouched(model):
         data = list(batches) if batches is not None else []
-        no_data = criterion.needs_data and not data and sync.rank_and_size()[1] == 1
-        if no_data or (criterion.needs_loss and loss_fn is None):
-            raise PruneError(
-                f"Expected batches and a loss function, which {type(criterion).__name__} needs; "
-                f"found {len(data)} batches and loss_fn={loss_fn!r}. Pass both."
-            )
-        loss, again = loss_fn, attributes_of(model)
-        if loss_fn is not None:
-
-            def loss(model: nn.Module, batch: Any) -> Tensor:
-                again()
-                return loss_fn(model, batch)
-
-        probe = Probe(model, producers(model, groups), loss, data)
+        check_data([criterion], data, loss_fn)
+        probe = Probe(model, producers(model, groups), repeatable(model, loss_fn), data)
         return sync.agreed(lambda: run_group_criterion(criterion, probe, groups))
 
 

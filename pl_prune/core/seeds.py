@@ -9,6 +9,19 @@ import torch
 from pl_prune.core.types import plain
 
 
+def seed_of(seed: int, name: str) -> int:
+    """Return a seed of its own for one purpose, the same in every process.
+
+    Args:
+        seed: The seed.
+        name: The parameter's name, or another word; what `torch.compile` puts into it does not count.
+
+    Returns:
+        56 bits.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed} {plain(name)}".encode()).digest()[:7], "big")
+
+
 def generator_of(seed: int, name: str) -> torch.Generator:
     """Return a generator of its own for one parameter, the same in every process.
 
@@ -19,5 +32,4 @@ def generator_of(seed: int, name: str) -> torch.Generator:
     Returns:
         A generator on the CPU.
     """
-    key = hashlib.sha256(f"{seed} {plain(name)}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+    return torch.Generator().manual_seed(seed_of(seed, name))

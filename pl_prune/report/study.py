@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from pl_prune.report.table import Strong, Table
+from pl_prune.report.words import text_of
 
 
 @dataclass(frozen=True)
@@ -168,13 +169,13 @@ def standings(
     head += [*(["paper"] if paper else []), "pruning s", "wall s", "peak MiB"]
     lines = []
     for cell in found:
-        last = _spread(cell.last)
+        last = text_of(cell.last)
         lines.append([
             cell.row,
             *(str(cell.settings.get(key, "-")) for key in keys),
             str(len(cell.seeds)),
             Strong(last) if cell in first else last,
-            _spread(cell.best),
+            text_of(cell.best),
             *([printed.get(_place(cell.row, cell.settings), "-")] if paper else []),
             f"{cell.pruning_seconds:.2f}",
             f"{cell.seconds:.1f}",
@@ -196,7 +197,3 @@ def standings(
 
 def _place(row: str, settings: Mapping[str, Any]) -> str:
     return json.dumps([row, settings], sort_keys=True)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else f"{mean(values):.4f}"

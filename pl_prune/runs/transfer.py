@@ -69,7 +69,8 @@ class TransferPlan(Plan):
         for data, config in files.items():
             found = asked(Spec(key=data, row=data, settings={}, seed=0, config=config, values={}))["config"]
             now[f"configuration of {data}"] = ", ".join(f"{name} {digest}" for name, digest in found.items())
-        then = json.loads(file.read_text()) if file.is_file() else {}
+        told = json.loads(file.read_text()) if file.is_file() else {}
+        then = {what: value for what, value in told.items() if self._used(what)}
         if odd := [what for what in now if then.get(what, now[what]) != now[what]]:
             old, new = ("; ".join(f"{what} {side[what]}" for what in odd) for side in (then, now))
             raise PruneError(
@@ -77,6 +78,13 @@ class TransferPlan(Plan):
                 "Give the changed study another --folder, put it back, or delete the folder."
             )
         write_whole(file, json.dumps({**then, **now}, indent=1) + "\n")
+
+    def _used(self, what: str) -> bool:
+        """Say whether anything has been made with an entry of `prepared.json`."""
+        if what == "--allocation":
+            return any(self.folder.glob("scores/*"))
+        data = what.removeprefix("configuration of ")
+        return any(file.name.startswith(f"{data}_seed=") for file in self.folder.glob("weights/*"))
 
     def weights(self, data: str, seed: int) -> Path:
         """Return the file of a seed's initial weights: the same for all data sets, but for a head of another shape.

@@ -80,6 +80,9 @@ def test_what_files_were_made_with_is_noted_and_another_one_refused(tmp_path, mo
         (tmp_path / f"{name}.yaml").write_text(f"seed: {name}")
     one = plan(tmp_path / "out")
     one.settle("Global")
+    for made in (one.scores("SNIP", SOURCE, 1), *(one.weights(data, 1) for data in (SOURCE, "other", "third"))):
+        made.parent.mkdir(exist_ok=True)
+        made.touch()
     one.settle("Global")
     plan(tmp_path / "out", data={SOURCE: [], "third": ["third.yaml"]}, sparsities=(0.7,)).settle("Global")
     with expect_refusal("--allocation Global", "found --allocation ERK", "another --folder"):
@@ -107,3 +110,22 @@ def test_what_files_were_made_with_is_noted_and_another_one_refused(tmp_path, mo
 def test_what_gives_no_index_is_refused(tmp_path, changes, words):
     with expect_refusal(*words):
         plan(tmp_path, **changes).check()
+
+
+def test_a_target_from_which_nothing_was_made_may_be_corrected(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("a: 1")
+    target = tmp_path / "other.yaml"
+    target.write_text("b: 1")
+    one = plan(tmp_path, config=(str(tmp_path / "recipe.yaml"),), data={SOURCE: [], "other": [str(target)]})
+    one.settle("Global")
+    target.write_text("b: 2")
+    one.settle("ERK")  # no score was there either
+    for file in (one.weights("other", 1), one.scores("SNIP", "other", 1)):
+        file.parent.mkdir()
+        file.touch()
+    target.write_text("b: 3")
+    with expect_refusal("configuration of other"):
+        one.settle("ERK")
+    target.write_text("b: 2")
+    with expect_refusal("--allocation ERK", "Global"):
+        one.settle("Global")
