@@ -1,0 +1,80 @@
+"""The fragments of the pages run with the objects that they speak of."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+import pl_prune as plp
+from pl_prune.models import ResNet
+
+PAGES = Path(__file__).parents[1] / "docs"
+
+
+def run(page: str, space: dict) -> dict:
+    """Run a page's fragments in order."""
+    fragments = re.findall(r"```python\n(.*?)```", (PAGES / f"{page}.md").read_text(), re.DOTALL)
+    assert fragments
+    for fragment in fragments:
+        exec(fragment, space)
+    return space
+
+
+@pytest.fixture
+def space(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network, inputs = ResNet(20, num_classes=10), torch.rand(4, 3, 16, 16)
+    labels = torch.tensor([0, 1, 2, 3])
+    return {
+        **{
+            "plp": plp,
+            "Trainer": partial(Trainer, logger=False, accelerator="cpu"),
+            "model": network,
+            "module": network,
+            "network": network,
+        },
+        **{"inputs": inputs, "x": inputs, "y": labels, "batches": [(inputs, labels)]},
+        "loss_fn": lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+    }
+
+
+def test_yopo(space):
+    masks = run("yopo", space)["masks"]
+    for sparsity, one in masks.items():
+        assert one.sparsity() == pytest.approx(sparsity, abs=1e-5)
+
+
+def test_scores_and_masks(space, capsys):
+    found = run("scores_and_masks", space)
+    assert plp.load_masks("masks.safetensors") == found["masks"]
+    assert capsys.readouterr().out == f"{found['masks'].sparsity()}\n"
+
+
+def test_groups(space):
+    small = run("groups", space)["small"]
+    assert isinstance(small, nn.Module)
+
+
+def test_structured_pruning(space):
+    dense = sum(p.numel() for p in space["model"].parameters())
+    groups = plp.trace_groups(space["model"], space["inputs"])
+    masks = groups.expand({root: torch.arange(size) > 0 for root, size in groups.sizes.items()})
+    space["pruner"] = type("Pruner", (), {"masks": masks, "groups": groups})
+    masks.apply_(dict(space["model"].named_parameters()))
+    found = run("structured_pruning", space)
+    assert sum(p.numel() for p in found["small"].parameters()) < dense
+    assert any(isinstance(cb, plp.StructuredPruning) for cb in found["trainer"].callbacks)
+
+
+def test_adversarial_training(space):
+    space["other"] = plp.robust_accuracy(space["model"], space["x"], space["y"], eps=8 / 255, preset="fast", seed=0)
+    found = run("adversarial_training", space)
+    assert found["result"].robust == space["other"].robust  # the same network, image by image
+    assert isinstance(found["network"], plp.NormalizedModel)
