@@ -116,5 +116,8 @@ def test_compare_sets_runs_side_by_side(fit, tmp_path):
     assert lines[0].split()[-1] == "val/loss"
     assert lines[2].split()[1] == "0.0000"
     assert lines[3].split()[1] == "0.9000"
-    with pytest.raises(plp.PruneError, match="SparsityReport"):
+    with pytest.raises(plp.PruneError, match="no such folder"):
         compare([tmp_path / "missing"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(plp.PruneError, match="Add the callback SparsityReport"):
+        compare([tmp_path / "empty"])
