@@ -25,6 +25,8 @@ COMMANDS = {
         "study": "run a grid of trainings, each once, on any number of processes, and print its table",
         "report": "write one HTML page about a study or a run: who won and why",
         "attack": "clean and robust accuracy of a checkpoint under AutoAttack, and of two side by side",
+        "groups": "which channels, heads and hidden units can leave, which layers stay whole and why, and what would be left",
+        "export": "write a checkpoint as a file that runs elsewhere, sliced where masks remove units, and time it",
         "doctor": "versions, devices, extras, and what will not work together",
         "criteria": "list the criteria: what each needs, uses and costs",
     },
@@ -38,8 +40,8 @@ Prune neural networks inside PyTorch Lightning training.
 {commands}
 
 examples:
-  pl-prune fit --config recipes/quickstart.yaml
-  pl-prune fit --config recipes/quickstart.yaml --prune.sparsity=0.95 --prune.criterion=GradNorm
+  pl-prune fit --config recipes/quickstart.yaml --trainer.logger.init_args.version=NAME_OF_THE_RUN
+  pl-prune fit --config recipes/quickstart.yaml --trainer.logger.init_args.version=other --prune.sparsity=0.95
   pl-prune inspect --config recipes/quickstart.yaml --prune.sparsity=0.99
   pl-prune study --config recipes/studies/digits.yaml --workers 2
 

@@ -13,6 +13,8 @@ from pl_prune.core.types import PruneError
 
 if TYPE_CHECKING:
     from pl_prune.report.table import Part
+    from pl_prune.runs.folder import RunFolder
+    from pl_prune.runs.plan import Spec
     from pl_prune.runs.study import Study
 
 
@@ -49,8 +51,6 @@ def run(argv: Sequence[str]) -> int:
     if options.as_sweep:
         _print_sweep(plan, options.json)
         return 0
-    if options.workers < 1:
-        raise PruneError(f"Expected --workers of 1 or more; found {options.workers}. Leave it out for one.")
 
     from pl_prune.runs.study import Study
 
@@ -88,17 +88,32 @@ def train(work: Study, workers: int, command: Sequence[str]) -> bool:
 
     Returns:
         False if a worker could not use the study.
+
+    Raises:
+        PruneError: If there are no workers, or settings of runs that are left are not what `pl-prune fit` takes.
     """
+    if workers < 1:
+        raise PruneError(f"Expected --workers of 1 or more; found {workers}. Leave it out for one.")
     from pl_prune.commands.progress import Progress
+
+    if left := work.left():
+        from pl_prune.commands.study_run import StudyRun
+
+        if "--worker" not in command:
+            StudyRun.check(left)
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+    with Progress(work, sys.stderr) as progress:
+        if left and workers > 1:
+            return 2 not in progress.follow(workers, [*command, "--workers=1", "--worker"])
+        work.work(_train, progress.say)
+    return True
+
+
+def _train(spec: Spec, run: RunFolder) -> None:
     from pl_prune.commands.study_run import StudyRun
 
-    with Progress(work, sys.stderr) as progress:
-        if workers > 1:
-            return 2 not in progress.follow(workers, [*command, "--workers=1", "--worker"])
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-        work.work(StudyRun.train, progress.say)
-    return True
+    StudyRun.train(spec, run)
 
 
 def _content(work: Study) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -52,17 +54,58 @@ class StudyRun(PruneCLI):
         resume = ["--ckpt_path", str(run.checkpoint)] if run.checkpoint else []
         log = run.path / "log.txt"
         begin = len(log.read_text()) if log.is_file() else 0
-        try:
-            with log.open("a") as said, redirect_stderr(said), warnings.catch_warnings():
-                for known in ("Experiment logs directory", "Checkpoint directory", "The dirpath has changed"):
-                    warnings.filterwarnings("ignore", known)  # the folder is this run's own
-                cls(args=["fit", *spec.words, *arguments(own), *resume])
-        except SystemExit as error:
-            if isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of it
-                raise KeyboardInterrupt from error
-            refusal = " ".join(log.read_text()[begin:].rpartition("error: ")[2].split())
-            if refusal.startswith("Expected "):  # in our own words
-                raise PruneError(refusal) from error
-            raise PruneError(
-                f"Expected settings that `pl-prune fit` takes for {spec.key!r}; found {refusal!r}. Try `pl-prune fit`."
-            ) from error
+        with (
+            _refusals(spec, lambda: log.read_text()[begin:]),
+            log.open("a") as said,
+            redirect_stderr(said),
+            warnings.catch_warnings(),
+        ):
+            for known in ("Experiment logs directory", "Checkpoint directory", "The dirpath has changed"):
+                warnings.filterwarnings("ignore", known)  # the folder is this run's own
+            cls(args=["fit", *spec.words, *arguments(own), *resume])
+
+    @classmethod
+    def check(cls, specs: Iterable[Spec]) -> None:
+        """Parse the settings of one run of every row, and of one run for every value of the grid.
+
+        Args:
+            specs: The runs that are left.
+
+        Raises:
+            PruneError: If `pl-prune fit` does not take them.
+        """
+        seen: set[str] = set()
+        for spec in specs:
+            told = {spec.row, *arguments(spec.settings)}
+            if told <= seen:
+                continue
+            seen |= told
+            said = StringIO()
+            with _refusals(spec, said.getvalue), redirect_stderr(said):
+                _Parsed(args=["fit", *spec.words])
+
+
+class _Parsed(PruneCLI):
+    """A run of which nothing is built."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+@contextmanager
+def _refusals(spec: Spec, said: Callable[[], str]) -> Iterator[None]:
+    """Turn the parser's exit into an error that says what it said."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of it
+            raise KeyboardInterrupt from error
+        refusal = " ".join(said().rpartition("error: ")[2].split())
+        if refusal.startswith("Expected "):  # in our own words
+            raise PruneError(refusal) from error
+        raise PruneError(
+            f"Expected settings that `pl-prune fit` takes for {spec.key!r}; found {refusal!r}. Try `pl-prune fit`."
+        ) from error

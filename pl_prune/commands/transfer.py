@@ -199,6 +199,7 @@ def _draw(cells: Sequence[Any], folder: Path) -> None:
     except ImportError:
         sys.stderr.write("pl-prune transfer: no picture without matplotlib: pip install 'pl_prune[report]'\n")
         return
+    from pl_prune.report.attached import save_figure
     from pl_prune.report.transfer_picture import transfer_picture
 
-    (folder / "transfer.png").write_bytes(transfer_picture(cells).png)
+    save_figure(folder, transfer_picture(cells))

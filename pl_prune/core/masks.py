@@ -234,7 +234,7 @@ class MaskSet(Mapping[str, Tensor]):
                 f"Expected masks of the same names and shapes; found differences at {apart[:4]}. Compare masks of one architecture."
             )
         total = sum(p.numel() for p in self._pruned.values())
-        odd = sum(int((p ^ other._pruned[name].to(p.device)).sum()) for name, p in self._pruned.items())
+        odd = sum(int((p ^ other._pruned[name].to(p.device)).count_nonzero()) for name, p in self._pruned.items())
         return odd / max(total, 1)
 
     def to(self, device: torch.device | str) -> MaskSet:

@@ -1,4 +1,4 @@
-"""Pictures that a run leaves in its folder, for its page and its study's."""
+"""Pictures that a run or a study leaves in its folder, for its page; a study's page has those of its runs, too."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _ROOM = 1_500_000
 
 
 def save_figure(folder: str | Path, picture: Picture) -> Path:
-    """Leave a picture in a run's folder, as `figures/NAME.png` with its caption in `figures/NAME.txt`.
+    """Leave a picture in the folder of a run or a study, as `figures/NAME.png` with its caption in `figures/NAME.txt`.
 
     Anything else may write such files too: `pl-prune report` puts every PNG of that folder into the page, under the first
     line of the text (the file's name where there is none), with the rest of it as caption.
 
     Args:
-        folder: The run's.
+        folder: Of the run or the study.
         picture: The picture.
 
     Returns:
@@ -39,10 +39,10 @@ def save_figure(folder: str | Path, picture: Picture) -> Path:
 
 
 def left_figures(folder: str | Path) -> list[Picture]:
-    """Read the pictures in a run's folder.
+    """Read the pictures in the folder of a run or a study.
 
     Args:
-        folder: The run's.
+        folder: Of the run or the study.
 
     Returns:
         Pictures by name; none where there are none.
@@ -60,7 +60,7 @@ def left_figures(folder: str | Path) -> list[Picture]:
         told = file.with_suffix(".txt")
         title, _, caption = told.read_text(errors="replace").strip().partition("\n") if told.is_file() else ("", "", "")
         title = title.strip() or file.stem.replace("_", " ")
-        caption = " ".join(caption.split()) or f"A picture that the run left as {file.name}."
+        caption = " ".join(caption.split()) or f"A picture that was left as {file.name}."
         name = re.sub(r"[^a-z0-9]+", "_", file.stem.lower())
         found.append(Picture(name, title, caption, _image(png, f"{title}. {caption}"), png))
     return found

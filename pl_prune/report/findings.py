@@ -54,8 +54,10 @@ def verdicts(study: Study) -> list[Verdict]:
         study: The study.
 
     Returns:
-        One verdict for each point.
+        One verdict for each point; none of a search, whose rows do not meet at points.
     """
+    if study.searched:
+        return []
     return [_judge(study, study.label(p), study.at(p)) for p in study.points if p or not study.keys]
 
 
@@ -66,10 +68,29 @@ def best(study: Study) -> list[Group]:
         study: The study.
 
     Returns:
-        At most one for each point.
+        At most one for each point; of a search, the best point of each row.
     """
+    if study.searched:
+        return found_by_search(study)
     found = [_winner(study, study.at(p)) for p in study.points if p or not study.keys]
     return [group for group in found if group is not None]
+
+
+def found_by_search(study: Study) -> list[Group]:
+    """Return the best point of each row that was searched, by the last value of the metric.
+
+    Args:
+        study: The study.
+
+    Returns:
+        Best first; rows without a finite value are left out.
+    """
+    sign = 1 if study.direction == "maximize" else -1
+    order = sorted((g for g in study.groups if g.cell.settings and g.finite), key=lambda g: -sign * mean(g.cell.last))
+    rows: dict[str, Group] = {}
+    for group in order:
+        rows.setdefault(group.cell.row, group)
+    return list(rows.values())
 
 
 def _winner(study: Study, groups: Sequence[Group]) -> Group | None:
@@ -133,9 +154,10 @@ def summary(study: Study, found: Sequence[Verdict]) -> str:
     runs = sum(len(g.runs) for g in study.groups)
     seeds = sorted({len(g.runs) for g in study.groups})
     many = "a single seed" if seeds == [1] else f"{'-'.join(map(str, (seeds[0], seeds[-1])[: len(seeds)]))} seeds"
-    words = [
-        f"{runs} runs of {len(study.rows)} rows, {many} at each point, compared by {study.metric} after the last epoch."
-    ]
+    of = f"{len(study.rows)} row{'s' if len(study.rows) > 1 else ''}"
+    words = [f"{runs} runs of {of}, {many} at each point, compared by {study.metric} after the last epoch."]
+    if study.searched:
+        words += [f"Best of {g.cell.row}: {number(g)} at {study.label(g.cell.settings)}." for g in best(study)]
     named = dict.fromkeys(v.winner for v in found if v.winner)
     parts = [f"{row} won at {_points([v.point for v in found if v.winner == row])}" for row in named]
     if none := [v.point for v in found if not v.winner]:

@@ -83,6 +83,8 @@ class Study:
         metric: What decides.
         direction: "maximize" or "minimize".
         references: What a paper reports for its rows, as the study's file has it: row, settings, value, reproduced.
+        folder: Where it is.
+        searched: Whether each row's points were proposed one after another, so that rows do not meet at points.
     """
 
     name: str
@@ -90,6 +92,8 @@ class Study:
     metric: str
     direction: str
     references: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    folder: Path = field(default=Path(), repr=False)
+    searched: bool = False
 
     @cached_property
     def rows(self) -> list[str]:

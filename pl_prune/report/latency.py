@@ -1,9 +1,9 @@
-"""`measure_latency`: how long a network takes as it is, and how long with nothing pruned."""
+"""How long a network takes as it is, and how long with nothing pruned; how long several take."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -68,7 +68,31 @@ def measure_latency(
                 _wait(device)
                 times[dense].append(perf_counter() - start)
     filled, masked = (_quartiles(times[kind][_WARM_UP:]) for kind in (True, False))
-    return Latency(filled, masked, batch, torch.get_num_threads(), _name(device), repeats)
+    return Latency(filled, masked, batch, torch.get_num_threads(), device_name(device), repeats)
+
+
+def time_in_turn(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = 20
+) -> dict[str, tuple[float, float, float]]:
+    """Time several things in turn, so that a busy machine slows all alike.
+
+    Args:
+        runs: What to time, by name.
+        device: Where it computes.
+        repeats: Runs of each, after three of warm-up.
+
+    Returns:
+        Quartiles of the seconds of one run, by name.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(_WARM_UP + repeats):
+        for name in list(runs)[:: -1 if number % 2 else 1]:
+            _wait(device)
+            start = perf_counter()
+            runs[name]()
+            _wait(device)
+            times[name].append(perf_counter() - start)
+    return {name: _quartiles(found[_WARM_UP:]) for name, found in times.items()}
 
 
 @contextmanager
@@ -95,8 +119,15 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _name(device: torch.device) -> str:
-    """Name the processor, as Linux does."""
+def device_name(device: torch.device) -> str:
+    """Name a processor, as Linux does.
+
+    Args:
+        device: Of torch.
+
+    Returns:
+        Its make, and of a CPU the number of cores.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

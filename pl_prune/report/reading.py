@@ -50,11 +50,14 @@ def read_study(folder: Path, metric: str, direction: str) -> Study:
         run = read_run(folder / "runs" / str(record["key"]), record)
         runs.setdefault(json.dumps([record["row"], record["settings"]]), []).append(run)
     groups = [Group(cell, found) for cell, found in zip(cells(records), runs.values(), strict=True)]
-    return Study(folder.resolve().name, groups, metric, direction, _references(folder / "study.json"))
+    file = folder / "study.json"
+    about = read_json(file) if file.is_file() else {}
+    searched = about.get("search") is not None
+    return Study(folder.resolve().name, groups, metric, direction, _references(about, file), folder, searched)
 
 
-def _references(file: Path) -> list[dict[str, Any]]:
-    found = read_json(file).get("references", []) if file.is_file() else []
+def _references(about: dict[str, Any], file: Path) -> list[dict[str, Any]]:
+    found = about.get("references", [])
     keys = {"row", "settings", "value", "reproduced"}
     if not isinstance(found, list) or not all(isinstance(one, dict) and keys <= set(one) for one in found):
         raise PruneError(f"Expected the record of a study in {str(file)!r}; found something else. Run the study again.")

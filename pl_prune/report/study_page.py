@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from pl_prune.report.attached import gathered
+from pl_prune.report.attached import gathered, left_figures
 from pl_prune.report.canvas import Picture
 from pl_prune.report.costs import MASKS, cost_table
 from pl_prune.report.curves import curve_figures
@@ -38,6 +38,7 @@ def study_page(study: Study) -> tuple[str, list[Picture]]:
     found, broken, seen = verdicts(study), collapses(study), scored(study)
     foreign, crowded = gathered(_figure_folders(study))
     sections = {
+        "Of the study": left_figures(study.folder),
         "Metric": [*metric_figures(study), *pareto_figures(study), *curve_figures(study)],
         f"Scores{seen.where}": _of_scores(seen),
         "Masks": [
@@ -130,5 +131,6 @@ def _table(study: Study) -> str:
             point = [escape(show(one["settings"][key])) if key in one["settings"] else "-" for key in study.keys]
             value = [escape(show(one["value"] or "-"))] if paper else []
             lines.append([escape(one["row"]), *point, "0", "not reproduced", "-", *value, *["-"] * 4])
-    about = "Mean ± standard deviation over seeds; bold where the best row's interval overlaps with no other's."
+    bolds = "the best point of each row" if study.searched else "where the best row's interval overlaps with no other's"
+    about = f"Mean ± standard deviation over seeds; bold: {bolds}."
     return table([*head, "pruning (s)", "wall (s)", "peak (MiB)", "method"], lines, about, prose=True)

@@ -15,7 +15,7 @@ h3 { font-size: 1rem; margin: 0 0 .4rem; }
 .about, figcaption, .notes { color: var(--quiet); font-size: .9rem; margin: .3rem 0; }
 ul { max-width: 46rem; padding-left: 1.2rem; } li { margin: .25rem 0; }
 summary { cursor: pointer; font-weight: 600; margin-top: .8rem; }
-.wide { overflow: auto; max-height: 44rem; border: 1px solid var(--rule); border-radius: 6px; }
+.wide { overflow-x: auto; border: 1px solid var(--rule); border-radius: 6px; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 thead th { position: sticky; top: 0; z-index: 1; background: var(--mark); vertical-align: bottom; color: var(--quiet); font-weight: 600; }

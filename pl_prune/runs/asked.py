@@ -24,10 +24,14 @@ def asked(spec: Spec) -> dict[str, Any]:
         spec: The run.
 
     Returns:
-        A digest of the content of each configuration file, by its name; settings by dotted key; and the run whose
-        weights it starts from.
+        A digest of the content of each configuration file, by its name, and its place where two are called alike;
+        settings by dotted key; and the run whose weights it starts from.
     """
-    config = {Path(file).name: _digest(file, Path(file).stat().st_mtime_ns) for file in spec.config}
+    names = [Path(file).name for file in spec.config]
+    labels = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
+    config = {
+        label: _digest(file, Path(file).stat().st_mtime_ns) for label, file in zip(labels, spec.config, strict=True)
+    }
     plain: dict[str, Any] = json.loads(
         json.dumps({"config": config, "values": spec.values, "weights_of": spec.weights_of})
     )

@@ -1,9 +1,11 @@
-"""What a finished run of a study reached: a line of its results."""
+"""What a finished run of a study reached: a line of its results, and weights for other runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
+from pathlib import Path
 from typing import Any, Literal
 
 from pl_prune.core.types import PruneError
@@ -68,6 +70,30 @@ def best_of_rows(results: Sequence[dict[str, Any]], direction: Literal["maximize
         if isfinite(record["last"]) and (rival is None or sign * record["last"] > sign * rival["last"]):
             found[record["row"]] = record
     return list(found.values())
+
+
+def with_weights(spec: Spec, folder: Path) -> Spec:
+    """Start a run from the last weights of the run that it names.
+
+    Args:
+        spec: The run.
+        folder: The study's folder.
+
+    Returns:
+        The run with these weights; itself where it starts from scratch.
+
+    Raises:
+        PruneError: If that run has left no checkpoint there.
+    """
+    if spec.weights_of is None:
+        return spec
+    source = RunFolder(folder / "runs" / spec.weights_of)
+    if source.checkpoint is None:
+        raise PruneError(
+            f"Expected the last checkpoint of {spec.weights_of!r} in {str(source.path)!r}; found none. "
+            "Give all machines one folder, or copy that run's to this one."
+        )
+    return replace(spec, values={**spec.values, "weights": str(source.checkpoint)})
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -125,6 +125,14 @@ class Search:
         sizes = [len(d) if isinstance(d, list) else d.size for d in self.space.values()]
         return min(self.trials, prod(s for s in sizes if s is not None)) if None not in sizes else self.trials
 
+    def any_point(self) -> dict[str, Any]:
+        """Return a point of the space.
+
+        Returns:
+            The first choices and the lower ends, by dotted key.
+        """
+        return {key: d[0] if isinstance(d, list) else d.low for key, d in self.space.items()}
+
     def propose(
         self, row: str, earlier: Sequence[tuple[Mapping[str, Any], float | None]], direction: Direction
     ) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import datetime, timedelta
 from math import isfinite
 from pathlib import Path
@@ -19,7 +18,7 @@ from pl_prune.runs.asked import check_unchanged, note
 from pl_prune.runs.database import heartbeats, open_database
 from pl_prune.runs.folder import RunFolder, write_whole
 from pl_prune.runs.lock import is_locked, locked
-from pl_prune.runs.outcome import best_of_rows, cause_of, outcome
+from pl_prune.runs.outcome import best_of_rows, cause_of, outcome, with_weights
 from pl_prune.runs.plan import Plan, Spec
 
 _JUST_STARTED = timedelta(seconds=60)
@@ -138,6 +137,20 @@ class Study:
             t.user_attrs["key"]: t.user_attrs["result"] for t in self._trials("COMPLETE") if "result" in t.user_attrs
         }
         return [done[key] for key in self.specs if key in done]
+
+    def left(self) -> list[Spec]:
+        """List the runs that are not done; while a search is not done, a run of any point of its rows beside them.
+
+        Returns:
+            The runs.
+        """
+        done = [record["key"] for record in self.results()]
+        left = [spec for key, spec in self.specs.items() if key not in done]
+        if self.plan.search and len(done) < self.total:
+            point = self.plan.search.any_point()
+            rows = filter(self.plan.varies, self.plan.rows)
+            left += [self.plan.spec(row, point, self.plan.seeds[0], 0) for row in rows]
+        return left
 
     def best(self) -> list[dict[str, Any]]:
         """Name the best finished run of each row that is searched, by the last value of the metric.
@@ -273,7 +286,7 @@ class Study:
             if not run.finished:
                 say(f"{spec.key}: {'resumed' if run.checkpoint else 'started'}")
                 note(spec, run)
-                train(spec if run.checkpoint else self._with_weights(spec), run)
+                train(spec if run.checkpoint else with_weights(spec, self.folder), run)
             result = outcome(spec, run, self.plan.metric, self.plan.direction)
         except Exception as error:
             cause = cause_of(error)
@@ -282,17 +295,6 @@ class Study:
             raise
         say(f"{spec.key}: {self.plan.metric} {result['last']:.4f} in {result['seconds']:.1f} s")
         return result
-
-    def _with_weights(self, spec: Spec) -> Spec:
-        if spec.weights_of is None:
-            return spec
-        source = RunFolder(self.folder / "runs" / spec.weights_of)
-        if source.checkpoint is None:
-            raise PruneError(
-                f"Expected the last checkpoint of {spec.weights_of!r} in {str(source.path)!r}; found none. "
-                "Give all machines one folder, or copy that run's to this one."
-            )
-        return replace(spec, values={**spec.values, "weights": str(source.checkpoint)})
 
     def _write_results(self) -> None:
         write_whole(self.folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in self.results()))

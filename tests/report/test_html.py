@@ -272,6 +272,19 @@ def test_a_single_seed_wins_nothing_and_has_no_band(tmp_path):
     assert page.line("a", "0.9")[3] == "0.9000"
 
 
+def test_a_search_leads_with_the_best_point_of_each_row(tmp_path):
+    found = {"a": {0.1: 0.7, 0.2: 0.9, 0.3: 0.8}, "b": {0.15: 0.95, 0.25: float("nan")}}
+    for row, points in found.items():
+        for lr, value in points.items():
+            add(tmp_path / "s", row, {"optimizer.lr": lr}, 0, value)
+    (tmp_path / "s" / "study.json").write_text(json.dumps({"search": {"sampler": "tpe"}, "references": []}))
+    page = Page(write_report(tmp_path / "s"))
+    assert "Best of b: 0.9500 at lr 0.15. Best of a: 0.9000 at lr 0.2." in page.texts["lead"]
+    assert "obody won" not in page.texts["all"]
+    assert page.line("a", "0.2")[3] in page.texts["strong"]
+    assert page.line("a", "0.1")[3] not in page.texts["strong"]
+
+
 def test_text_of_the_data_is_escaped(tmp_path):
     names = ["<script>alert(1)</script>", "$x_", '_hidden & "quoted" -->', "<b>"]
     for seed in range(2):

@@ -22,6 +22,7 @@ from pl_prune.__main__ import main
 from pl_prune.report.study import cells, study_table, winners
 from pl_prune.runs.lock import is_locked
 from pl_prune.runs.plan import Plan
+from pl_prune.runs.search import Search
 from pl_prune.runs.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -264,15 +265,29 @@ def test_the_sweep_of_a_study_is_printed(small, capsys):
     ]
 
 
-def test_settings_that_do_not_parse_fail_their_run_alone(small, tmp_path, capfd, monkeypatch):
+def test_settings_that_do_not_parse_are_refused_before_the_first_run(small, tmp_path, capfd):
     content = yaml.safe_load(small.read_text())
-    content["rows"] = {"odd": {"set": {"prune": "Dense", "prune.spersity": 0.5}, "grid": False}}
+    content["rows"] = {"plain": {"set": {"prune": "Dense"}}, "odd": {"set": {"prune": "Dense", "prune.spersity": 0.5}}}
     small.write_text(yaml.safe_dump(content))
-    monkeypatch.setattr(sys, "argv", ["pl-prune"])
-    assert main(["study", f"--config={small}", f"--folder={tmp_path / 'f'}"]) == 1
-    out = capfd.readouterr().out
-    assert "failed: odd_seed=0: PruneError: Expected" in out
-    assert "spersity" in out
+    assert main(["study", f"--config={small}", f"--folder={tmp_path / 'f'}"]) == 2
+    said = capfd.readouterr().err
+    assert "Expected" in said
+    assert "spersity" in said
+    assert not list((tmp_path / "f").glob("runs/*"))
+
+
+def test_a_value_of_the_grid_that_does_not_parse_is_refused_before_the_first_run(small, tmp_path, capfd):
+    content = yaml.safe_load(small.read_text())
+    content["grid"] = {"prune.sparsity": [0.5, "much"]}
+    small.write_text(yaml.safe_dump(content))
+    assert main(["study", f"--config={small}", f"--folder={tmp_path / 'f'}"]) == 2
+    assert "much" in capfd.readouterr().err
+
+
+def test_what_is_left_of_a_search_names_a_run_of_each_row(tmp_path):
+    search = Search.read({"trials": 2, "space": {"prune.sparsity": {"low": 0.5, "high": 0.9}}}, "here")
+    plan = Plan("s", {"a": {"config": []}, "b": {"config": [], "grid": False}}, search=search)
+    assert [(s.row, s.settings) for s in Study(plan, tmp_path).left()] == [("b", {}), ("a", {"prune.sparsity": 0.5})]
 
 
 def change(plan, **changes):
