@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pl_prune.callbacks.bn_warmup import BatchNormWarmup as BatchNormWarmup
     from pl_prune.callbacks.dense import Dense as Dense
     from pl_prune.callbacks.gradual import GradualPruning as GradualPruning
+    from pl_prune.callbacks.hesso import HESSO as HESSO
+    from pl_prune.callbacks.panels import PredictionPanels as PredictionPanels
     from pl_prune.callbacks.prune_at_init import PruneAtInit as PruneAtInit
     from pl_prune.callbacks.record import RunRecord as RunRecord
     from pl_prune.callbacks.report import SparsityReport as SparsityReport
@@ -81,7 +83,12 @@ if TYPE_CHECKING:
     from pl_prune.criteria.taylor import Taylor as Taylor
     from pl_prune.criteria.yopo import YOPO as YOPO
     from pl_prune.optim.attach import attach_masks as attach_masks
+    from pl_prune.optim.attach_hesso import attach_hesso as attach_hesso
+    from pl_prune.optim.cric import CRIC as CRIC
+    from pl_prune.optim.saliency import Saliency as Saliency
+    from pl_prune.optim.zero_shot import cric as cric
     from pl_prune.runs.folder import RunFolder as RunFolder
+    from pl_prune.structure.export import export as export
     from pl_prune.structure.manifest import load_shrunk as load_shrunk
     from pl_prune.structure.manifest import save_shrunk as save_shrunk
     from pl_prune.structure.shrink import shrink as shrink
@@ -99,6 +106,8 @@ _HOMES = {
     "callbacks.bn_warmup": ["BatchNormWarmup"],
     "callbacks.dense": ["Dense"],
     "callbacks.gradual": ["GradualPruning"],
+    "callbacks.hesso": ["HESSO"],
+    "callbacks.panels": ["PredictionPanels"],
     "callbacks.prune_at_init": ["PruneAtInit"],
     "callbacks.record": ["RunRecord"],
     "callbacks.report": ["SparsityReport"],
@@ -137,7 +146,12 @@ _HOMES = {
     "criteria.taylor": ["Taylor"],
     "criteria.yopo": ["YOPO"],
     "optim.attach": ["attach_masks"],
+    "optim.attach_hesso": ["attach_hesso"],
+    "optim.cric": ["CRIC"],
+    "optim.saliency": ["Saliency"],
+    "optim.zero_shot": ["cric"],
     "runs.folder": ["RunFolder"],
+    "structure.export": ["export"],
     "structure.manifest": ["load_shrunk", "save_shrunk"],
     "structure.shrink": ["shrink"],
     "structure.trace": ["trace_groups"],

@@ -13,6 +13,7 @@ import pl_prune
 from pl_prune.callbacks.adversarial import AdversarialTraining
 from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.gradual import GradualPruning
+from pl_prune.callbacks.hesso import HESSO
 from pl_prune.callbacks.record import RunRecord, refuse_finished
 from pl_prune.callbacks.report import make_report
 from pl_prune.core.files import load_weights
@@ -168,7 +169,9 @@ class _MakeReport(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pruning = pruning_callbacks(trainer)
-        if not any(cb.masks for cb in pruning if trainer.ckpt_path or not isinstance(cb, GradualPruning)):
+        if not any(
+            cb.masks or cb.units for cb in pruning if trainer.ckpt_path or not isinstance(cb, (GradualPruning, HESSO))
+        ):
             raise PruneError(
                 "Expected a recipe that prunes at the start of the fit; found none. Add `--prune PruneAtInit`, or look at a run that "
                 "prunes while it trains with `--ckpt_path`."

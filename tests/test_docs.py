@@ -73,6 +73,18 @@ def test_structured_pruning(space):
     assert any(isinstance(cb, plp.StructuredPruning) for cb in found["trainer"].callbacks)
 
 
+def test_hesso(space):
+    space |= {"torch": torch, "path": "small.safetensors"}
+    groups = plp.trace_groups(space["model"], space["inputs"])
+    half = {root: torch.arange(size) > size // 2 for root, size in groups.sizes.items()}
+    plp.save_shrunk(plp.shrink(space["model"], groups.expand(half), space["inputs"], groups), space["path"])
+    found = run("hesso", space)
+    assert any(isinstance(cb, plp.HESSO) for cb in found["trainer"].callbacks)
+    assert sum(int((~k).sum()) for k in found["keep"].values()) == 40
+    left = plp.trace_groups(found["small"], space["inputs"]).sizes.values()
+    assert sum(left) == sum(groups.sizes.values()) // 2
+
+
 def test_adversarial_training(space):
     space["other"] = plp.robust_accuracy(space["model"], space["x"], space["y"], eps=8 / 255, preset="fast", seed=0)
     found = run("adversarial_training", space)

@@ -28,7 +28,9 @@ def test_every_notebook_is_run_here():
     assert sorted(n.stem for n in NOTEBOOKS.glob("*.ipynb")) == [
         "adversarial",
         "gradual_pruning",
+        "hesso",
         "pruning_at_initialization",
+        "structured_pruning",
         "studies",
         "yopo_reuse",
     ]
@@ -87,3 +89,34 @@ def test_one_file_of_scores_serves_every_budget():
     assert all(wide.intersect(narrow) == narrow for wide, narrow in pairwise(masks))
     assert len(space["accuracy"]) == 7
     assert space["accuracy"]["YOPO 0.8"] > 0.8
+
+
+@pytest.mark.filterwarnings("default")
+def test_structured_pruning(capsys):
+    pytest.importorskip("matplotlib").use("Agg")
+    space = execute("structured_pruning.ipynb")
+    assert sum(space["groups"].sizes.values()) == 448
+    assert space["accuracy"](space["network"]) > 0.95
+    assert len(space["curve"]) == 4
+    assert all(len(values) == 5 for values in space["curve"].values())
+    for small in space["after"].values():
+        assert sum(p.numel() for p in small.parameters()) < 130_000
+        assert space["accuracy"](small) > 0.85
+    assert space["difference"] < 1e-4
+    assert space["left"][1] <= 0.4 * space["whole"][1]
+    assert space["milliseconds"].keys() == {"whole", "masked", "sliced"}
+    assert "masked and loaded differ by" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_hesso(capsys):
+    pytest.importorskip("matplotlib").use("Agg")
+    space = execute("hesso.ipynb")
+    units = sum(space["pruner"].groups.sizes.values())
+    for name, arm in space["arms"].items():
+        assert sum(int((~k).sum()) for k in arm.groups.collapse(arm.masks).values()) == round(0.7 * units), name
+    assert int((space["norms"][-1] == 0).sum()) == round(0.7 * units)
+    assert space["final"]["HESSO"] > 0.8
+    assert space["difference"] < 1e-4
+    assert space["count"](space["small"]) < 0.4 * space["count"](space["module"])
+    assert "the outputs differ by" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from pl_prune.callbacks.state import MaskState, renamed
 from pl_prune.core import sync
 from pl_prune.core.archive import hash_tensors
 from pl_prune.core.criterion import Criterion
+from pl_prune.core.groups import GroupScores, ParameterGroups
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
@@ -41,6 +42,7 @@ class PruningCallback(MaskState, ABC):
     Attributes:
         masks: The masks in force; None before they are made.
         pruning_seconds: Time spent on making them.
+        unit_scores: The scores of whole units, by layer, where those are pruned at the start of this fit; else None.
         keep_scores: What is called with the scores that the masks came from, and where those came from, as soon as they
             are there: nothing else keeps them. None: nobody wants them.
 
@@ -55,6 +57,7 @@ class PruningCallback(MaskState, ABC):
         super().__init__(name)
         self.select = select
         self.samples = samples
+        self.unit_scores: GroupScores | None = None
         self.keep_scores: Callable[[Scores, dict[str, Any]], None] | None = None
         self._model: weakref.ref[LightningModule] | None = None
         self._enforcement: Enforcement | None = None
@@ -75,6 +78,11 @@ class PruningCallback(MaskState, ABC):
     @abstractmethod
     def method(self) -> str:
         """The method and its settings, in one line."""
+
+    @property
+    def units(self) -> tuple[ParameterGroups, MaskSet] | None:
+        """The groups of the network and which of their units are left, where whole units are pruned; else None."""
+        return None
 
     @property
     def settings(self) -> str:

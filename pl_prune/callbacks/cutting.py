@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +13,55 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pl_prune.core.groups import ParameterGroups
+from pl_prune.core.masks import MaskSet
 from pl_prune.core.types import PruneError
 from pl_prune.structure.cut import Cuts, apply
+
+
+class _Whole:
+    """What a module is before it is cut.
+
+    Args:
+        model: The module.
+        cuts: What will be sliced off.
+    """
+
+    def __init__(self, model: nn.Module, cuts: Cuts) -> None:
+        self._places = [
+            (place, dict(place)) for m in model.modules() for place in (m._parameters, m._buffers, m._modules)
+        ]
+        named = {name: model.get_submodule(name) for name in cuts.attributes}
+        self._attributes = [
+            (module, {k: getattr(module, k) for k in cuts.attributes[name]}) for name, module in named.items()
+        ]
+
+    def back(self) -> None:
+        """Make the module so again."""
+        for place, before in self._places:
+            place.update(before)
+        for module, attributes in self._attributes:
+            for key, value in attributes.items():
+                setattr(module, key, value)
+
+
+@contextmanager
+def cut_for_now(model: nn.Module, cuts: Cuts) -> Iterator[None]:
+    """Run the body with a module that holds copies of what is left of its tensors; optimizers and DDP know nothing of it.
+
+    Args:
+        model: The whole module.
+        cuts: What is left.
+
+    Yields:
+        None.
+    """
+    whole = _Whole(model, cuts)
+    try:
+        apply(model, cuts)
+        yield
+    finally:
+        whole.back()
 
 
 class CutModule:
@@ -24,18 +72,13 @@ class CutModule:
     Args:
         model: The whole module.
         cuts: What is left; nothing is changed if it cannot be applied.
+        buffers: Tensors of it, each with the values that it had before this began.
     """
 
-    def __init__(self, model: nn.Module, cuts: Cuts) -> None:
-        self.cuts = cuts
+    def __init__(self, model: nn.Module, cuts: Cuts, buffers: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
         self._parameters = {name: (p, p.data) for name, p in model.named_parameters()}
-        self._places = [
-            (place, dict(place)) for m in model.modules() for place in (m._parameters, m._buffers, m._modules)
-        ]
-        named = {name: model.get_submodule(name) for name in cuts.attributes}
-        self._attributes = [
-            (module, {k: getattr(module, k) for k in cuts.attributes[name]}) for name, module in named.items()
-        ]
+        self._whole = _Whole(model, cuts)
+        self._buffers = list(buffers)
         try:
             apply(model, cuts)
             for name, p in list(model.named_parameters(remove_duplicate=False)):
@@ -48,16 +91,32 @@ class CutModule:
             self.undo()
             raise
 
+        self._names = [name for name, _ in model.named_parameters()]
+
+    def check_names(self, model: nn.Module) -> None:
+        """Raise if layers were built since the module was cut.
+
+        Args:
+            model: The module.
+
+        Raises:
+            PruneError: If it has other parameters now.
+        """
+        if odd := sorted({name for name, _ in model.named_parameters()} ^ set(self._names))[:4]:
+            raise PruneError(
+                f"Expected the layers of {type(model).__name__} to be there in `setup`, to be cut; found others since: {odd}. "
+                "Build them in __init__, or set shrink=False."
+            )
+
+    @torch.no_grad()
     def undo(self) -> None:
-        """Make the module whole again, with the weights that it had."""
-        for place, before in self._places:
-            place.update(before)
-        for module, attributes in self._attributes:
-            for key, value in attributes.items():
-                setattr(module, key, value)
+        """Make the module whole again, with the weights and statistics that it had."""
+        self._whole.back()
         for p, data in self._parameters.values():
             if p.data is not data:
                 _set(p, data)
+        for tensor, value in self._buffers:
+            tensor.copy_(value)
 
 
 def _set(p: nn.Parameter, data: Tensor) -> None:
@@ -84,6 +143,26 @@ def slice_states(optimizers: Iterable[Optimizer], model: nn.Module, cuts: Cuts) 
                     for dim, kept in dims.items():
                         value = value.index_select(dim, torch.tensor(kept, device=value.device))
                     state[key] = value
+
+
+def kept_units(groups: ParameterGroups, cuts: Cuts) -> MaskSet:
+    """Say which units cuts leave.
+
+    Args:
+        groups: The groups of the whole network.
+        cuts: What is left of it.
+
+    Returns:
+        (size,) of bool by root.
+    """
+    keep = {}
+    for group in groups:
+        member = next(m for m in group.members if m.kind == "out")
+        size = groups.shapes[member.name][member.dim]
+        here = torch.zeros(size, dtype=torch.bool)
+        here[torch.tensor(cuts.positions.get(member.name, {}).get(member.dim, range(size)), dtype=torch.int64)] = True
+        keep[group.root] = here[member.index].all(1)
+    return MaskSet(keep)
 
 
 def check_optimized(optimizers: Iterable[Optimizer], model: nn.Module, cuts: Cuts) -> None:
@@ -140,3 +219,34 @@ def refuse_cut(trainer: Trainer, pl_module: LightningModule, callback: Callback)
                 f"Expected the network to be cut before it is copied; found that {type(other).__name__} comes first. "
                 f"Put {type(callback).__name__} before it in the list of callbacks."
             )
+
+
+def saved_cuts(trainer: Trainer, state_key: str) -> Cuts | None:
+    """Read what the network of a checkpoint that is about to be loaded has lost.
+
+    Args:
+        trainer: A trainer that loads one.
+        state_key: Whose state says so.
+
+    Returns:
+        The cuts; None where the checkpoint holds none.
+    """
+    checkpoint: Mapping[str, Any] = trainer._checkpoint_connector._loaded_checkpoint
+    state = (checkpoint.get("callbacks") or {}).get(state_key) or {}
+    return Cuts.from_plain(state["cuts"]) if "cuts" in state else None
+
+
+def refuse_foreign(trainer: Trainer, state_key: str) -> None:
+    """Raise because a checkpoint of another network is about to be loaded into one that has been cut and trained.
+
+    Args:
+        trainer: The trainer.
+        state_key: Whose cuts differ.
+
+    Raises:
+        PruneError: Always.
+    """
+    raise PruneError(
+        f"Expected a checkpoint of the network that {state_key!r} has cut here; found another in {str(trainer.ckpt_path)!r}. "
+        "Load it into a module built anew."
+    )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from math import ceil, inf
 from time import perf_counter
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.bridge import Bridge
+from pl_prune.callbacks.horizon import steps_left, warn_of_best
 from pl_prune.callbacks.rewind import rewind, snapshot
 from pl_prune.core import sync
 from pl_prune.core.allocate import Allocation, Global
@@ -150,18 +148,14 @@ class GradualPruning(PruningCallback):
         ones = {name: torch.ones(mask.shape) for name, mask in self.masks.items()}
         last = max(self.schedule.sparsity(self.schedule.last), self.masks.sparsity())
         self.allocation(ones, last, self.masks)  # floors that cannot hold in the end are refused now
-        end = self._steps + _steps_left(trainer)
+        end = self._steps + steps_left(trainer)
         if pl_module.automatic_optimization and not trainer.fast_dev_run and self.schedule.last >= end:
             raise PruneError(
                 f"Expected a fit that trains after the last change of the masks, at optimizer step {self.schedule.last}; "
                 f"found one of {end:.0f} steps. Train longer, or let the schedule end sooner."
             )
-        selecting = [cb for cb in trainer.checkpoint_callbacks if isinstance(cb, ModelCheckpoint) and cb.monitor]
-        if selecting and self._steps < self.schedule.last:
-            rank_zero_warn(
-                f"ModelCheckpoint keeps the best {selecting[0].monitor!r}, which may be that of a network not yet pruned to the end "
-                f"(step {self.schedule.last}). Keep the last checkpoint too (save_last=True), and look at its sparsity."
-            )
+        if self._steps < self.schedule.last:
+            warn_of_best(trainer, self.schedule.last)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Change the masks where the schedule says so.
@@ -250,20 +244,6 @@ class GradualPruning(PruningCallback):
         rank_zero_info(f"{self.state_key}: step {self._steps}, sparsity {new.sparsity():.4f}.")
         for logger in bridge.trainer.loggers:
             logger.log_metrics({"sparsity/prunable": new.sparsity()}, step=bridge.trainer.global_step)
-
-
-def _steps_left(trainer: Trainer) -> float:
-    """Return how many optimizer steps the fit still has, infinite where nobody knows."""
-    try:
-        steps = trainer.estimated_stepping_batches
-    except MisconfigurationException:  # accumulation that changes from epoch to epoch
-        return inf
-    averaging = any(getattr(cb, "_model_contains_batch_norm", False) for cb in trainer.callbacks)  # type: ignore[attr-defined]
-    if averaging and trainer.num_training_batches < inf:
-        # StochasticWeightAveraging adds an epoch that trains nothing, for the batch norms.
-        epochs = (trainer.max_epochs or 0) - 1
-        steps = min(steps, epochs * ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
-    return steps - trainer.global_step if steps >= 0 else inf
 
 
 def _is_step(value: Any) -> bool:

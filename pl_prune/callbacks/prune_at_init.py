@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pl_prune.callbacks.base import PruningCallback
+from pl_prune.callbacks.bn_warmup import When, check_warmup, warm_up
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.core import sync
 from pl_prune.core.allocate import Allocation, Global
@@ -20,7 +21,6 @@ from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
 from pl_prune.core.store import check_use, load_masks, load_scores, read_header
 from pl_prune.core.types import PruneError, Scores, check_choice, check_sparsity, check_type, describe, prune_count
-from pl_prune.core.warmup import never_ran
 from pl_prune.criteria.gradient import SNIP
 from pl_prune.report.collapse import find_path
 from pl_prune.report.sparsity import layer_sparsity
@@ -70,7 +70,7 @@ class PruneAtInit(PruningCallback):
         select: Select = Select(),
         samples: Samples = Samples(),
         on_layer_collapse: Literal["warn", "raise", "repair"] = "warn",
-        bn_warmup: Literal["auto", "always", "never"] = "auto",
+        bn_warmup: When = "auto",
         warmup_batches: int = 20,
         init: Init | None = None,
         scores: str | None = None,
@@ -84,13 +84,9 @@ class PruneAtInit(PruningCallback):
         check_type("allocation", allocation, Allocation, "for example pl_prune.ERK()")
         check_sparsity(0.9 if sparsity is None else sparsity)
         check_choice("on_layer_collapse", on_layer_collapse, ("warn", "raise", "repair"))
-        check_choice("bn_warmup", bn_warmup, ("auto", "always", "never"))
+        check_warmup(bn_warmup, warmup_batches)
         check_choice("init", init, (None, *get_args(Init)))
         check_choice("control", control, (None, *get_args(Control)))
-        if warmup_batches < 1:
-            raise PruneError(
-                f"Expected warmup_batches of 1 or more; found {warmup_batches}. Set bn_warmup='never' to skip it."
-            )
         for excluded, value in (("scores", scores), ("on_layer_collapse", on_layer_collapse), ("control", control)):
             if masks is not None and value not in (None, "warn", "raise", "shuffle", "reinitialise"):
                 raise PruneError(
@@ -243,9 +239,7 @@ class PruneAtInit(PruningCallback):
             bridge.initialise(self.init)
             done += f"weights drawn anew ({self.init}), "
         scoring = self._path is None and self.criterion.needs_loss
-        if self.bn_warmup == "always" or (self.bn_warmup == "auto" and scoring and never_ran(bridge.pl_module)):
-            done += bridge.warm_up_norms(self.warmup_batches) + ", "
-        return done
+        return done + warm_up(bridge, self.bn_warmup, self.warmup_batches, scoring)
 
     def _collapse(self, bridge: Bridge, masks: MaskSet) -> str:
         empty = [layer.name for layer in layer_sparsity(masks) if layer.collapsed]

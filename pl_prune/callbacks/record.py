@@ -25,7 +25,7 @@ class RunRecord(Callback):
 
     The folder is the logger's own (`save_dir/name/version`). Without a logger, and in `fast_dev_run`, nothing is written.
     Scores are written as soon as masks have been made from them, and not kept; of `GradualPruning`, those of the last
-    change of the masks. `pl-prune fit` adds this callback.
+    change of the masks; scores of whole units when training starts. `pl-prune fit` adds this callback.
     """
 
     def __init__(self) -> None:
@@ -71,6 +71,15 @@ class RunRecord(Callback):
         self._run.keep_scores(scores, about)
         self._scored = True
 
+    def _keep_units(self, trainer: Trainer) -> None:
+        """Write what was scored in `setup` or `on_fit_start`, by the first callback that prunes units."""
+        for callback in pruning_callbacks(trainer):
+            if callback.unit_scores is not None and callback.units is not None:
+                assert self._run is not None
+                about = {"method": callback.method, "criterion": getattr(callback, "criterion", None), "seed": _seed()}
+                self._run.keep_units(callback.unit_scores, callback.units[1], about)
+                return
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the environment.
 
@@ -79,8 +88,10 @@ class RunRecord(Callback):
             pl_module: The module.
         """
         if self._run is not None:
-            if trainer.global_step == 0 and not self._scored:
-                (self._run.path / "scores.safetensors").unlink(missing_ok=True)  # of a fit that came to nothing
+            if trainer.global_step == 0:
+                for name in ("unit_scores", "unit_masks", *(() if self._scored else ("scores",))):
+                    (self._run.path / f"{name}.safetensors").unlink(missing_ok=True)  # of a fit that came to nothing
+                self._keep_units(trainer)
             self._run.begin(trainer.global_step)
             self._start -= sum(record["seconds"] for record in self._run.metrics()[-1:])
 

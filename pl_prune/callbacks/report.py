@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pl_prune.report.cost import measure_cost
 from pl_prune.report.latency import Latency, measure_latency
 from pl_prune.report.sparsity import layer_sparsity
 from pl_prune.report.table import PruningReport
+from pl_prune.report.units import Units
 
 
 class SparsityReport(Callback):
@@ -142,13 +143,18 @@ def make_report(trainer: Trainer, pl_module: LightningModule, select: Select) ->
                 f"Expected zeros wherever the masks prune; found other weights in {', '.join(wrong[:5])}. Something writes weights "
                 "outside the optimizers: mask them there, or leave that layer dense with `select.exclude`."
             )
+        cost = measure_cost(pl_module, masks, lambda: bridge.loss(pl_module, example), batch_size(example))
+        units = next((Units.of(*cb.units, sliced=not cb.masks) for cb in pruning if cb.units is not None), None)
+        if units is not None and units.sliced:  # the whole network is what there was before
+            cost = replace(cost, params=units.cost.params, macs=units.cost.macs)
         return PruningReport(
             method="; ".join(cb.method for cb in pruning) or "dense",
             layers=layer_sparsity(masks),
-            cost=measure_cost(pl_module, masks, lambda: bridge.loss(pl_module, example), batch_size(example)),
+            cost=cost,
             path=find_path(pl_module, masks, bridge.loss, example),
             zeros=sum(total - kept for kept, total in measured.counts().values()),
             metrics={name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+            units=units,
         )
 
 

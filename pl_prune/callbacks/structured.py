@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from pl_prune.callbacks import cutting
 from pl_prune.callbacks.base import PruningCallback
+from pl_prune.callbacks.bn_warmup import When, check_warmup, warm_up
 from pl_prune.callbacks.bridge import Bridge
-from pl_prune.callbacks.cutting import CutModule, check_optimized, refuse_cut, slice_states
-from pl_prune.callbacks.group_bridge import GroupBridge
+from pl_prune.callbacks.group_bridge import GroupBridge, what_is_left
 from pl_prune.callbacks.refusals import of_tuner
-from pl_prune.core import sync
 from pl_prune.core.allocate import Allocation, Global
-from pl_prune.core.group_budget import Target, check_ratios, check_round_to, select_units
+from pl_prune.core.group_budget import Target, check_budget, select_units
 from pl_prune.core.group_criterion import GroupCriterion
 from pl_prune.core.groups import ParameterGroups
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.score_groups import check_group_criterion
 from pl_prune.core.select import Select
-from pl_prune.core.types import PruneError, check_choice, check_sparsity, check_type, describe
+from pl_prune.core.types import PruneError, check_count, describe
 from pl_prune.criteria.projective import PROscore
 from pl_prune.structure.cut import Cuts, plan
 
@@ -51,12 +53,18 @@ class StructuredPruning(PruningCallback):
         exact: Whether only units go whose removal changes no output once they are zero; False adds the residual stream of
             transformers.
         shrink: Slice units off before training, or mask them.
+        rounds: Score and remove in as many rounds, all before training: each scores the network without the units that the
+            rounds before it removed, and keeps (1 - sparsity)^(1 / rounds) of what they left; the last one meets the budget.
         samples: Which samples the scores see, for criteria that need data.
+        bn_warmup: Whether batch-norm statistics are set to those of the data before scoring: "auto" does so when the
+            criterion needs the loss and no batch norm has seen a batch yet.
+        warmup_batches: Batches of the loader's own size that the warm-up reads.
         name: Tells several callbacks of this class apart.
 
     Attributes:
         groups: The groups of the whole network; None before they are traced.
         masks: Masks over parameters; empty where units are sliced off.
+        unit_scores: The last score that each unit got, by layer; None before units are scored here.
 
     Raises:
         PruneError: If the sparsity is outside [0, 1), or another argument is not of its kind.
@@ -74,16 +82,17 @@ class StructuredPruning(PruningCallback):
         exclude: list[str] | None = None,
         exact: bool = True,
         shrink: bool = True,
+        rounds: int = 1,
         samples: Samples = Samples(),
+        bn_warmup: When = "auto",
+        warmup_batches: int = 20,
         name: str | None = None,
     ) -> None:
         super().__init__(None if shrink else Select(output_layer=True), samples, name)
         check_group_criterion(criterion)
-        check_sparsity(sparsity)
-        check_choice("target", target, ("groups", "params", "macs"))
-        check_type("allocation", allocation, Allocation, "for example pl_prune.Layerwise()")
-        check_round_to(round_to)
-        check_ratios(ratios)
+        check_budget(sparsity, target, allocation, round_to, ratios)
+        check_count("rounds", rounds)
+        check_warmup(bn_warmup, warmup_batches)
         if not exact and not shrink:
             raise PruneError(
                 "Expected shrink=True with exact=False; found shrink=False. Zeros in their place are not what a network without these "
@@ -99,10 +108,12 @@ class StructuredPruning(PruningCallback):
         self.exclude = exclude
         self.exact = exact
         self.shrink = shrink
+        self.rounds = rounds
+        self.bn_warmup: When = bn_warmup
+        self.warmup_batches = warmup_batches
         self.groups: ParameterGroups | None = None
         self._cuts: Cuts | None = None
-        self._cut: CutModule | None = None  # until the fit starts
-        self._names: list[str] = []
+        self._cut: cutting.CutModule | None = None  # until the fit starts
         self._hook: RemovableHandle | None = None
 
     @property
@@ -110,7 +121,8 @@ class StructuredPruning(PruningCallback):
         """Criterion, budget and allocation."""
         fields = ("round_to", "ratios", "include", "exclude")
         more = [f", {field}={value!r}" for field in fields if (value := getattr(self, field)) is not None]
-        kind = ("" if self.exact else ", not exact") + (", sliced off" if self.shrink else ", masked")
+        kind = f" in {self.rounds} rounds" if self.rounds > 1 else ""
+        kind += ("" if self.exact else ", not exact") + (", sliced off" if self.shrink else ", masked")
         budget = f"sparsity {self.sparsity} of {self.target}, {describe(self.allocation)}"
         return f"{describe(self.criterion)} at {budget}{''.join(more)}{kind}"
 
@@ -118,6 +130,14 @@ class StructuredPruning(PruningCallback):
     def settings(self) -> str:
         """What a resume must not change."""
         return f"{self.method}, {describe(self.samples)}"
+
+    @property
+    def units(self) -> tuple[ParameterGroups, MaskSet] | None:
+        """The groups of the whole network, and which of their units are left."""
+        if self.groups is None or self.masks is None:
+            return None
+        cuts = self._cuts
+        return self.groups, self.groups.collapse(self.masks) if cuts is None else cutting.kept_units(self.groups, cuts)
 
     def progress(self) -> dict[str, Any]:
         """Return the groups, and what was sliced off.
@@ -150,14 +170,10 @@ class StructuredPruning(PruningCallback):
         super().setup(trainer, pl_module, stage)
         if not self.shrink:
             return
-
-        def before_loading(*_: Any) -> None:
-            self._follow(trainer, pl_module)
-
-        self._hook = pl_module.register_load_state_dict_pre_hook(before_loading)
+        self._hook = pl_module.register_load_state_dict_pre_hook(lambda *_: self._follow(trainer, pl_module))
         same = self._model is not None and self._model() is pl_module
         if stage == "fit" and not (same and self._cuts is not None):
-            refuse_cut(trainer, pl_module, self)
+            cutting.refuse_cut(trainer, pl_module, self)
             self._make_cut(GroupBridge(trainer, pl_module, Select(), self.samples))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,23 +182,15 @@ class StructuredPruning(PruningCallback):
         Args:
             trainer: The trainer.
             pl_module: The module, on its device, with its weights loaded and its optimizers built.
-
-        Raises:
-            PruneError: If the checkpoint lacks this callback's state, or layers were built since.
         """
         super().on_fit_start(trainer, pl_module)
         if not self.shrink:
             return
         self._check_resumed(trainer)
-        names = [name for name, _ in pl_module.named_parameters()]
-        if self._cut is not None and names != self._names:
-            odd = sorted(set(names) ^ set(self._names))[:4]
-            raise PruneError(
-                f"Expected the layers of {type(pl_module).__name__} to be there in `setup`, to be cut; found others since: {odd}. "
-                "Build them in __init__, or set shrink=False."
-            )
+        if self._cut is not None:
+            self._cut.check_names(pl_module)
         assert self._cuts is not None
-        slice_states(trainer.optimizers, pl_module, self._cuts)
+        cutting.slice_states(trainer.optimizers, pl_module, self._cuts)
         self._forget()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,7 +201,7 @@ class StructuredPruning(PruningCallback):
             pl_module: The module.
         """
         if self._cuts is not None:
-            check_optimized(trainer.optimizers, pl_module, self._cuts)
+            cutting.check_optimized(trainer.optimizers, pl_module, self._cuts)
 
     def make_masks(self, bridge: Bridge) -> MaskSet:
         """Score units and mask those that go.
@@ -205,7 +213,8 @@ class StructuredPruning(PruningCallback):
             The same masks on every rank.
         """
         bridge = GroupBridge(bridge.trainer, bridge.pl_module, bridge.select, bridge.samples)
-        groups, keep = self._choose(bridge)
+        with bridge.undone_on_error(weights=False):
+            groups, keep = self._choose(bridge)
         return groups.expand(keep).to(bridge.pl_module.device)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -243,54 +252,46 @@ class StructuredPruning(PruningCallback):
 
     def _choose(self, bridge: GroupBridge) -> tuple[ParameterGroups, MaskSet]:
         """Trace, score and select."""
+        prepared = warm_up(bridge, self.bn_warmup, self.warmup_batches, self.criterion.needs_loss)
         groups = self.groups = bridge.trace(self.include, self.exclude, self.exact)
-        scores = bridge.score(self.criterion, groups)
-
-        def select() -> MaskSet:
-            return select_units(scores, groups, self.sparsity, self.target, self.allocation, self.round_to, self.ratios)
-
-        keep = sync.masks_of_rank_zero(select, bridge.pl_module.device).to("cpu")
-        (params, macs), (params_left, macs_left) = groups.cost({}), groups.cost(keep)
-        kept, total = (sum(column) for column in zip(*keep.counts().values(), strict=True))
+        select = partial(
+            select_units, groups=groups, target=self.target, allocation=self.allocation, round_to=self.round_to
+        )
+        keep, self.unit_scores = bridge.prune_units(
+            self.criterion, groups, select, self.rounds, self.sparsity, self.ratios
+        )
         rank_zero_info(
-            f"{self.state_key}: {self.method}, scored on {bridge.source}: {kept:,} of {total:,} units kept, {params_left:,} of "
-            f"{params:,} parameters, {macs_left:,} of {macs:,} MACs."
+            f"{self.state_key}: {self.method}, {prepared}scored on {bridge.source}: {what_is_left(groups, keep)}."
         )
         return groups, keep
 
     def _make_cut(self, bridge: GroupBridge) -> None:
-        start, pl_module, trainer = perf_counter(), bridge.pl_module, bridge.trainer
-        bridge.find_loader()
-        trainer.precision_plugin.convert_module(pl_module)  # as the strategy does again, later
-        pl_module.to(trainer.strategy.root_device)
-        sync.copy_of_rank_zero_([*pl_module.parameters(), *pl_module.buffers()])
-        groups, keep = self._choose(bridge)
-        self._apply(pl_module, plan(pl_module, groups, keep))
+        start, pl_module = perf_counter(), bridge.pl_module
+        bridge.settle()
+        before = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
+        with bridge.undone_on_error(weights=False):
+            groups, keep = self._choose(bridge)
+            self._apply(pl_module, plan(pl_module, groups, keep), before)
         self.pruning_seconds = perf_counter() - start
 
-    def _apply(self, pl_module: LightningModule, cuts: Cuts) -> None:
-        self._cut = CutModule(pl_module, cuts)
+    def _apply(self, pl_module: LightningModule, cuts: Cuts, before: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
+        self._cut = cutting.CutModule(pl_module, cuts, before)
         self._cuts, self.masks = cuts, MaskSet({})
-        self._names = [name for name, _ in pl_module.named_parameters()]
         self._model = weakref.ref(pl_module)
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the module as that of the checkpoint that is about to be loaded."""
-        checkpoint: Mapping[str, Any] = trainer._checkpoint_connector._loaded_checkpoint
-        state = (checkpoint.get("callbacks") or {}).get(self.state_key) or {}
-        if "cuts" not in state:
+        cuts = cutting.saved_cuts(trainer, self.state_key)
+        if cuts is None:
             if self._stage == "fit" and not of_tuner(trainer):
                 self._check_resumed(trainer)
             return
-        cuts = Cuts.from_plain(state["cuts"])
         here = self._model() if self._model is not None else None
         if here is pl_module and self._cuts == cuts:
             return
         if self._cut is not None:
             self._cut.undo()
         elif here is pl_module and self._cuts is not None:
-            raise PruneError(
-                f"Expected a checkpoint of the network that {self.state_key!r} has cut here; found another in {str(trainer.ckpt_path)!r}. "
-                "Load it into a module built anew."
-            )
+            cutting.refuse_foreign(trainer, self.state_key)
         self._apply(pl_module, cuts)
+        self.unit_scores = None

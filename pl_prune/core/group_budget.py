@@ -36,6 +36,7 @@ def select_units(
     allocation: Allocation | None = None,
     round_to: int | None = None,
     ratios: Mapping[str, float] | None = None,
+    within: MaskSet | None = None,
 ) -> MaskSet:
     """Remove as few of the lowest units as bring a network down to its budget; at least one unit of each group stays.
 
@@ -49,12 +50,15 @@ def select_units(
         round_to: Units left in a group are a multiple of this, rounded up, or all of them.
         ratios: Fraction of the units to remove, by shell pattern on roots, for groups that are to lose a fixed share; the
             first pattern that matches counts. The others have to meet the budget.
+        within: Which units are left (what this function returned for a lower sparsity): no other comes back, and the scores
+            of the others do not count.
 
     Returns:
         Masks over units.
 
     Raises:
-        PruneError: If the scores are not those of the groups, a pattern matches nothing, or the budget cannot be met.
+        PruneError: If the scores are not those of the groups, a pattern matches nothing, the budget cannot be met, or an
+            argument is not of its kind.
 
     >>> from pl_prune.core.groups import Group, Member
     >>> rows = Member("a.weight", 0, torch.arange(4)[:, None])
@@ -62,29 +66,32 @@ def select_units(
     >>> select_units({"a": torch.tensor([3.0, 0.0, 2.0, 1.0])}, groups, 0.5)["a"].tolist()
     [True, False, True, False]
     """
-    check_sparsity(sparsity)
-    check_choice("target", target, get_args(Target))
+    allocation = allocation or Global()
+    check_budget(sparsity, target, allocation, round_to, ratios)
     check_scores(scores)
     if {root: (size,) for root, size in groups.sizes.items()} != {r: tuple(s.shape) for r, s in scores.items()}:
         raise PruneError(
             f"Expected scores of the {len(groups)} groups; found others ({list(scores)[:4]}). Pass what `score_groups` returned."
         )
-    allocation = allocation or Global()
     allocation = replace(allocation, min_per_layer=max(1, allocation.min_per_layer))
-    fixed = _fixed(scores, ratios or {})
+    fixed = _fixed(scores, ratios or {}, within)
     free = {root: score for root, score in scores.items() if root not in fixed}
+    pool = None if within is None else MaskSet({root: within[root] for root in free})
     total = sum(score.numel() for score in free.values())
     most = total - sum(min(score.numel(), allocation.min_per_layer) for score in free.values())
     everything = _left(groups, {}, target)
     budget = everything - prune_count(sparsity, everything)
 
     def keep(removed: int) -> MaskSet:
-        chosen = dict(allocation(free, removed / total)) if free and removed else {}
+        chosen = dict(allocation(free, removed / total, pool)) if free and removed else {}
         whole = {root: torch.ones(score.numel(), dtype=torch.bool) for root, score in free.items()}
         units = {root: mask.cpu() for root, mask in {**whole, **chosen, **fixed}.items()}
-        return MaskSet({root: _rounded(units[root], scores[root], round_to or 1) for root in scores})
+        return MaskSet({
+            root: _rounded(units[root], scores[root], round_to or 1, None if within is None else within[root])
+            for root in scores
+        })
 
-    low, high = 0, most
+    low, high = 0 if pool is None else sum(int((~mask).sum()) for mask in pool.values()), most
     if _left(groups, keep(most), target) > budget and (free or sparsity):
         reachable = 1 - Fraction(_left(groups, keep(most), target), everything)
         raise PruneError(
@@ -101,35 +108,33 @@ def select_units(
     return keep(low)
 
 
-def check_ratios(ratios: Mapping[str, float] | None) -> None:
-    """Raise unless ratios are fractions by pattern.
+def check_budget(
+    sparsity: float, target: str, allocation: Allocation, round_to: int | None, ratios: Mapping[str, float] | None
+) -> None:
+    """Raise unless arguments of `select_units` are of their kinds.
 
     Args:
-        ratios: Fractions to remove.
+        sparsity: A fraction.
+        target: What is counted.
+        allocation: Where the kept units go.
+        round_to: A whole number of 1 or more, or None.
+        ratios: Fractions by pattern, or None.
 
     Raises:
-        PruneError: If one is outside [0, 1).
+        PruneError: If one of them is not.
     """
+    check_sparsity(sparsity)
+    check_choice("target", target, get_args(Target))
+    check_type("allocation", allocation, Allocation, "for example pl_prune.Layerwise()")
+    if round_to is not None:
+        check_count("round_to", round_to)
     if ratios is not None:
         check_type("ratios", ratios, Mapping, "for example {'layer1.*': 0.5}")
         for ratio in ratios.values():
             check_sparsity(ratio)
 
 
-def check_round_to(round_to: int | None) -> None:
-    """Raise unless a number of units to round to is whole and positive.
-
-    Args:
-        round_to: The number, or None.
-
-    Raises:
-        PruneError: If it is anything else.
-    """
-    if round_to is not None:
-        check_count("round_to", round_to)
-
-
-def _fixed(scores: Mapping[str, Tensor], ratios: Mapping[str, float]) -> dict[str, Tensor]:
+def _fixed(scores: Mapping[str, Tensor], ratios: Mapping[str, float], within: MaskSet | None) -> dict[str, Tensor]:
     fixed: dict[str, Tensor] = {}
     for pattern, ratio in ratios.items():
         hits = [root for root in scores if fnmatchcase(plain(root), pattern)]
@@ -140,18 +145,20 @@ def _fixed(scores: Mapping[str, Tensor], ratios: Mapping[str, float]) -> dict[st
         for root in hits:
             size = scores[root].numel()
             gone = min(prune_count(ratio, size), size - 1)
-            fixed.setdefault(root, Global()({root: scores[root]}, gone / size)[root])
+            pool = None if within is None else MaskSet({root: within[root]})
+            fixed.setdefault(root, Global()({root: scores[root]}, gone / size, pool)[root])
     return fixed
 
 
-def _rounded(mask: Tensor, score: Tensor, multiple: int) -> Tensor:
+def _rounded(mask: Tensor, score: Tensor, multiple: int, within: Tensor | None) -> Tensor:
     """Take the best removed units back until the number of those left is a multiple."""
     count = int(mask.sum())
     wanted = min(-(-count // multiple) * multiple, mask.numel())
     if wanted == count:
         return mask
     order = score.cpu().argsort(descending=True, stable=True)
-    back = order[~mask[order]][: wanted - count]
+    free = ~mask if within is None else ~mask & within.cpu()
+    back = order[free[order]][: wanted - count]
     return mask.index_fill(0, back, True)
 
 

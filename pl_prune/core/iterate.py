@@ -54,17 +54,31 @@ def iterate(
     masks = within
     try:
         for done in probe.track(range(1, criterion.rounds + 1), "rounds") if whole else [1]:
-            last = done == criterion.rounds
-            target = sparsity if last else 1 - density * ((1 - sparsity) / density) ** (done / criterion.rounds)
+            target = sparsity_after(done, criterion.rounds, sparsity, density)
             scores = sync.agreed(lambda: run_criterion(criterion, probe.fresh(whole)))
             masks = _same(allocation, scores, target, within if criterion.can_return else masks, device)
-            if not last:
+            if done < criterion.rounds:
                 _restore(probe, whole)  # what an earlier round pruned may have returned
                 masks.apply_(probe.params)
     finally:
         _restore(probe, whole)
     assert masks is not None
     return masks, scores
+
+
+def sparsity_after(done: int, rounds: int, sparsity: float, density: float = 1.0) -> float:
+    """Return the sparsity after a round, on a way that removes the same fraction of what is left each time.
+
+    Args:
+        done: Rounds done, from 1 on.
+        rounds: Rounds in all.
+        sparsity: What is asked for in the end.
+        density: What is kept before the first round.
+
+    Returns:
+        The sparsity; exactly what was asked for after the last round.
+    """
+    return sparsity if done == rounds else 1 - density * ((1 - sparsity) / density) ** (done / rounds)
 
 
 @torch.no_grad()

@@ -44,7 +44,8 @@ class ActivationTaps(TorchFunctionMode):
         layers: Names of layers.
 
     Attributes:
-        sums: dL/dD by layer, (channels,), of the layers whose output the loss depends on.
+        sums: dL/dD by layer, (channels,), of the layers whose output the loss depends on; but for plain layers whose outputs
+            no activation takes, of which weights times their gradients say the same.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
@@ -54,6 +55,7 @@ class ActivationTaps(TorchFunctionMode):
         self._handles: list[RemovableHandle] = []
         self._calls: dict[int, _Call] = {}
         self._noted: list[_Call] = []
+        self._alone = {name for name, m in self._modules.items() if _is_plain(m)}  # until an activation takes an output
 
     def __enter__(self) -> ActivationTaps:
         self._handles = [m.register_forward_hook(self._note(name)) for name, m in self._modules.items()]
@@ -83,6 +85,7 @@ class ActivationTaps(TorchFunctionMode):
         result = func(*args, **kwargs)
         if name.rstrip("_") in _ACTIVATIONS and not call.activated:
             call.activated = True
+            self._alone.discard(call.name)
             result.register_hook(self._adder(call))
         if in_place:
             del self._calls[id(first)]
@@ -96,7 +99,7 @@ class ActivationTaps(TorchFunctionMode):
             self._calls[id(output)] = call
             self._noted.append(call)
             output.register_hook(  # type: ignore[no-untyped-call]
-                lambda grad: None if call.activated else self._add(call, grad)
+                lambda grad: None if call.activated or call.name in self._alone else self._add(call, grad)
             )
 
         return hook
@@ -110,6 +113,11 @@ class ActivationTaps(TorchFunctionMode):
         channel = call.channel % product.ndim
         total = product.sum([d for d in range(product.ndim) if d != channel])
         self.sums[call.name] = self.sums[call.name] + total if call.name in self.sums else total
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Say whether a layer's output is linear in its parameters: a layer of torch, whose weights nothing else computes."""
+    return type(module).__module__.startswith("torch.nn.modules.") and not module._forward_pre_hooks
 
 
 def channel_of(module: nn.Module, output: Tensor) -> int:

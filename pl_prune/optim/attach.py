@@ -56,6 +56,19 @@ class Enforcement:
                 param.requires_grad_(not frozen)
                 self._handles.append(handle)
 
+    def change(self, masks: MaskSet, optimizers: Iterable[Optimizer]) -> None:
+        """Keep other masks in force from now on, with the hooks that are there; may be called from one of them.
+
+        Args:
+            masks: What to keep, of the same parameters or some of them.
+            optimizers: The optimizers, whose state of pruned entries is zeroed.
+        """
+        self.masks = masks.to(next(iter(self.params.values())).device)
+        self.zero_weights()
+        self.zero_grads()
+        for optimizer in optimizers:
+            self._zero_state(optimizer)
+
     def zero_weights(self) -> None:
         """Zero the pruned weights."""
         self.masks.apply_(self.params)
@@ -68,8 +81,8 @@ class Enforcement:
     def _zero_state(self, optimizer: Optimizer) -> None:
         if isinstance(optimizer, LBFGS):  # its curvature is that of another function, over all entries in one vector
             optimizer.state.clear()
-        for name, param in self.params.items():
-            one = self.masks.subset([name])
+        for name in self.masks:
+            one, param = self.masks.subset([name]), self.params[name]
             for value in optimizer.state.get(param, {}).values():
                 if isinstance(value, Tensor) and value.shape == param.shape and value.device == param.device:
                     one.apply_({name: value})
@@ -84,10 +97,9 @@ class Enforcement:
         self.zero_weights()
 
     def _gradient_hook(self, name: str) -> Any:
-        one = self.masks.subset([name])
-
         def hook(param: nn.Parameter) -> None:
-            one.mask_grads_({name: param})
+            if name in self.masks:
+                self.masks.subset([name]).mask_grads_({name: param})
 
         return hook
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from pl_prune.core.store import load_masks
 from pl_prune.report.attached import left_figures
 from pl_prune.report.canvas import Picture
 from pl_prune.report.costs import MASKS, latency_text, latency_words
@@ -13,8 +14,9 @@ from pl_prune.report.grid import Run
 from pl_prune.report.markup import gallery, notes, table
 from pl_prune.report.robustness import robustness_figures
 from pl_prune.report.saliency import saliency_figure
-from pl_prune.report.scored import has_scores, read_entries
+from pl_prune.report.scored import UNIT_MASKS, has_scores, read_entries
 from pl_prune.report.sparsity import BOTTLENECK
+from pl_prune.report.units import HEAD, unit_rows
 from pl_prune.report.widths import run_width_figure
 from pl_prune.report.words import is_number, show
 
@@ -66,6 +68,10 @@ def run_page(run: Run) -> tuple[str, list[Picture]]:
     parts = [f'<p class="lead">{escape(lead)}</p>', f"<dl>{pairs}</dl>"]
     if run.layers:
         parts += ["<h2>Layers</h2>", _layer_table(run)]
+    if (run.folder / UNIT_MASKS).is_file():
+        rows = unit_rows(load_masks(run.folder / UNIT_MASKS).counts())
+        cells = [[escape(cell) for cell in row] for row in rows]
+        parts += ["<h2>Units</h2>", table(list(HEAD), cells, "Channels, heads and hidden units.")]
     absent += [] if scores else ["The run has no scores.safetensors, so there is no figure of scores."]
     parts += [
         gallery("Figures", drawn),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pl_prune.core.masks import MaskSet
@@ -14,6 +15,8 @@ from pl_prune.report.words import listed
 
 MASKS, SCORES = "masks.safetensors", "scores.safetensors"
 """Files of a run."""
+UNIT_MASKS, UNIT_SCORES = "unit_masks.safetensors", "unit_scores.safetensors"
+"""Files of a run that prunes whole units."""
 _ROWS = 12
 _MAGNITUDE = "pl_prune.criteria.magnitude.Magnitude"
 
@@ -74,7 +77,7 @@ def scored(study: Study) -> Scored:
 
 
 def has_scores(run: Run) -> bool:
-    """Say whether a run left scores and masks.
+    """Say whether a run left scores and masks, of entries or of units.
 
     Args:
         run: The run.
@@ -82,7 +85,14 @@ def has_scores(run: Run) -> bool:
     Returns:
         Whether both files are there.
     """
-    return all((run.folder / name).is_file() for name in (SCORES, MASKS))
+    return all(file.is_file() for file in _files(run))
+
+
+def _files(run: Run) -> tuple[Path, Path]:
+    """Return the files of scores and of masks: of units, where it has any."""
+    units = (run.folder / UNIT_SCORES).is_file()
+    names = (UNIT_SCORES, UNIT_MASKS) if units else (SCORES, MASKS)
+    return run.folder / names[0], run.folder / names[1]
 
 
 def read_entries(run: Run, row: str, place: int = 0) -> Entries:
@@ -96,8 +106,9 @@ def read_entries(run: Run, row: str, place: int = 0) -> Entries:
     Returns:
         Its entries.
     """
-    file = run.folder / SCORES
-    return entries(row, load_scores(file), read_masks(run), place=place, weights=str(_origin(run).get("weights", "")))
+    scores, masks = _files(run)
+    weights = str(_origin(run).get("weights", ""))
+    return entries(row, load_scores(scores), load_masks(masks), place=place, weights=weights)
 
 
 def read_masks(run: Run) -> MaskSet:
@@ -114,7 +125,7 @@ def read_masks(run: Run) -> MaskSet:
 
 
 def _origin(run: Run) -> dict[str, Any]:
-    about = read_header(run.folder / SCORES)["meta"]
+    about = read_header(_files(run)[0])["meta"]
     return about if isinstance(about, dict) else {}
 
 

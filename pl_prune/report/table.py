@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 from pl_prune.core.types import PruneError
 from pl_prune.report.cost import Cost
 from pl_prune.report.sparsity import LayerSparsity
+from pl_prune.report.units import HEAD, Units, unit_rows
 
 
 class Strong(str):
@@ -94,6 +95,7 @@ class PruningReport:
         path: Whether an input reaches the output through kept weights; None where that could not be found out.
         zeros: Measured zeros among the prunable weights; at least the pruned entries.
         metrics: Last logged metrics of the run.
+        units: What is left of whole units, where those are pruned.
     """
 
     method: str
@@ -102,6 +104,7 @@ class PruningReport:
     path: bool | None
     zeros: int
     metrics: dict[str, float] = field(default_factory=dict)
+    units: Units | None = None
 
     @property
     def kept(self) -> int:
@@ -176,6 +179,7 @@ class PruningReport:
         bottlenecks = sum(layer.bottleneck and not layer.collapsed for layer in self.layers)
         summary = [
             ("method", self.method),
+            *([("units", self.units.text())] if self.units else []),
             (
                 "prunable parameters",
                 f"{self.kept:,} of {self.total:,} kept (sparsity {self.sparsity:.4f}); {self.zeros:,} zeros measured",
@@ -186,8 +190,8 @@ class PruningReport:
             ),
             (
                 "MACs per sample",
-                f"{cost.macs_kept:,} of {cost.macs:,} ({cost.macs_kept / max(cost.macs, 1):.2%}); "
-                "a count: masked weights alone save no time",
+                f"{cost.macs_kept:,} of {cost.macs:,} ({cost.macs_kept / max(cost.macs, 1):.2%})"
+                + ("" if self.units and self.units.sliced else "; a count: masked weights alone save no time"),
             ),
             (
                 "layers",
@@ -195,7 +199,8 @@ class PruningReport:
             ),
             ("path input to output", path),
         ]
-        return [Table(head, rows), "", Facts(summary)]
+        units: list[Part] = [Table(HEAD, unit_rows(self.units.layers)), ""] if self.units else []
+        return [Table(head, rows), "", *units, Facts(summary)]
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

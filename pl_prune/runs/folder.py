@@ -32,6 +32,8 @@ class RunFolder:
     | metrics.jsonl | a line for each epoch: epoch, step and metrics |
     | scores.safetensors | the scores that the masks were made from (`load_scores`) |
     | masks.safetensors | the masks in force at the end, one bit an entry (`load_masks`) |
+    | unit_scores.safetensors | the scores of whole units, by layer, where those are pruned (`load_scores`) |
+    | unit_masks.safetensors | which of them stay (`load_masks`) |
     | report.json | what `SparsityReport` writes |
     | checkpoints/ | Lightning's checkpoints; last.ckpt is resumed from |
     | asked.json | what the study asked of the run |
@@ -141,6 +143,17 @@ class RunFolder:
             meta: Where they come from.
         """
         save_scores(self.path / "scores.safetensors", scores, meta)
+
+    def keep_units(self, scores: Scores, masks: MaskSet, meta: Mapping[str, Any]) -> None:
+        """Write the scores of whole units, and which of them stay.
+
+        Args:
+            scores: By layer.
+            masks: By layer.
+            meta: Where they come from.
+        """
+        save_scores(self.path / "unit_scores.safetensors", scores, meta)
+        save_masks(self.path / "unit_masks.safetensors", masks, meta)
 
     def finish(self, result: Mapping[str, Any], masks: MaskSet, meta: Mapping[str, Any] | None = None) -> None:
         """Write the masks, then the result.

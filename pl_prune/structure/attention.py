@@ -86,7 +86,7 @@ class SlicedAttention(nn.Module):
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
-        count = len(query)
+        count = query.shape[0]
         if self.bias_k is not None:
             k = torch.cat([k, self.bias_k.expand(count, 1, -1)], 1)
             v = torch.cat([v, self.bias_v.expand(count, 1, -1)], 1)
@@ -119,7 +119,11 @@ class SlicedAttention(nn.Module):
                 part = torch.zeros_like(part, dtype=q.dtype).masked_fill(part, float("-inf"))
             part = F.pad(part, (0, keys - part.shape[-1]))
             part = (
-                part.view(len(q), 1, 1, keys) if shape is None else part.unflatten(0, shape) if part.ndim == 3 else part
+                part.view(q.shape[0], 1, 1, keys)
+                if shape is None
+                else part.unflatten(0, shape)
+                if part.ndim == 3
+                else part
             )
             joined = part if joined is None else joined + part
         return joined

@@ -134,11 +134,7 @@ def apply(model: nn.Module, cuts: Cuts) -> None:
             zeros = torch.zeros(count, dtype=weight.dtype, device=weight.device)  # type: ignore[arg-type]
             module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)  # type: ignore[union-attr, arg-type]
     tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    places = _places(model)
-    for name, dims in cuts.positions.items():
-        new = _sliced(tensors[name], dims)
-        for own, key in places[id(tensors[name])]:
-            own[key] = new
+    replace(model, {name: _sliced(tensors[name], dims) for name, dims in cuts.positions.items()})
     for name, values in cuts.attributes.items():
         module = model.get_submodule(name)
         for key, value in values.items():
@@ -157,16 +153,17 @@ def owner(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def replace(model: nn.Module, old: Tensor, new: Tensor) -> None:
-    """Put a tensor in the place of another, wherever modules hold it.
+def replace(model: nn.Module, news: Mapping[str, Tensor]) -> None:
+    """Put tensors in the place of others, wherever modules hold those.
 
     Args:
         model: The network.
-        old: A parameter or buffer of it.
-        new: What takes its place.
+        news: What takes the place of its parameters and buffers, by their names.
     """
-    for own, key in _places(model)[id(old)]:
-        own[key] = new
+    tensors, places = {**dict(model.named_buffers()), **dict(model.named_parameters())}, _places(model)
+    for name, new in news.items():
+        for own, key in places[id(tensors[name])]:
+            own[key] = new
 
 
 def _places(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str]]]:

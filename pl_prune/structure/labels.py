@@ -13,6 +13,7 @@ FREE = -1
 FIXED = 0
 """Label of what no unit owns: inputs, sums over units. Units have labels from 1 on."""
 _LARGEST = 1 << 22
+_MANY = 1 << 16
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Ledger:
         self.roots = torch.zeros(1, dtype=torch.int64)
         self.pins: list[tuple[Tensor, str, bool]] = []
         self._edges: list[Tensor] = []
+        self._merged = False
 
     def axis(self, name: str, dim: int, use: str | None = None) -> Tensor:
         """Return the labels of the positions of a dimension.
@@ -92,7 +94,7 @@ class Ledger:
         flat = torch.zeros((), dtype=torch.int64)
         for size, tag in zip(original.shape, tensor.tags, strict=True):
             flat = flat * size + tag
-        return self.roots[flat + self.elements[tensor.name]].expand(shape)
+        return self.settled(self.roots[flat + self.elements[tensor.name]].expand(shape)).expand(shape)
 
     def refer(self, name: str) -> Reference:
         """Return a reference to a whole parameter or buffer.
@@ -116,9 +118,12 @@ class Ledger:
         """
         a, b = torch.broadcast_tensors(compact(a), compact(b))
         pairs = torch.stack([a.flatten(), b.flatten()])
-        pairs = pairs[:, (pairs > 0).all(0) & (pairs[0] != pairs[1])]
+        pairs = self.roots[pairs[:, (pairs > 0).all(0)]]
+        pairs = pairs[:, pairs[0] != pairs[1]]
         if pairs.shape[1]:
-            self._edges.append(pairs.unique(dim=1))
+            self._edges.append(pairs)
+            if sum(edges.shape[1] for edges in self._edges) > _MANY:
+                self._merge()
 
     def pin(self, labels: Tensor, reason: str, inexact: bool = False) -> None:
         """Say that units stay.
@@ -147,11 +152,33 @@ class Ledger:
         Returns:
             Whether anything was merged.
         """
-        before = self.roots
+        self._merge()
+        merged, self._merged = self._merged, False
+        return merged
+
+    def settled(self, labels: Tensor) -> Tensor:
+        """Return labels as what has been merged so far makes them, dimensions along which they are the same reduced to one.
+
+        Args:
+            labels: Labels.
+
+        Returns:
+            Labels that broadcast to the shape of these; the very same ones where none is a unit's.
+        """
+        labels = compact(labels)
+        if not bool((labels > 0).any()):
+            return labels
+        labels = torch.where(labels > 0, self.roots[labels.clamp_min(0)], labels)
+        for dim, size in enumerate(labels.shape):
+            if size > 1 and torch.equal(labels, (first := labels.narrow(dim, 0, 1)).expand_as(labels)):
+                labels = first
+        return labels
+
+    def _merge(self) -> None:
         if self._edges:
             self.roots = components(self.roots, torch.cat(self._edges, 1))
+            self._merged = True
         self._edges = []
-        return not torch.equal(before, self.roots)
 
     def _more(self, size: int) -> int:
         first, self.count = self.count, self.count + size

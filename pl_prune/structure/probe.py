@@ -117,12 +117,13 @@ def masked_copy(model: nn.Module, masks: MaskSet) -> nn.Module:
     """
     parameters = dict(model.named_parameters())
     masks.check_fits(parameters)
-    masked = skeleton(model)
+    masked, news = skeleton(model), {}
     for name, mask in masks.items():
         if not bool(mask.all()):
             old = parameters[name]
             new = old.detach().clone().masked_fill_(~mask.to(old.device), 0)  # keeps the memory format
-            replace(masked, old, nn.Parameter(new, requires_grad=old.requires_grad))
+            news[name] = nn.Parameter(new, requires_grad=old.requires_grad)
+    replace(masked, news)
     return masked
 
 
@@ -141,12 +142,11 @@ def randomised(model: nn.Module) -> nn.Module:
         for name, tensor in [*noisy.named_parameters(), *noisy.named_buffers()]:
             if not tensor.is_floating_point() or not tensor.numel():
                 continue
-            drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-            norm = name.endswith(("running_var",)) or (tensor.ndim == 1 and name.endswith("weight"))
-            if norm:
-                tensor.copy_(0.5 + drawn)
-            elif (
-                isinstance(tensor, nn.Parameter) and (tensor.ndim == 1 or bool((tensor == tensor.flatten()[0]).all()))
-            ) or name.endswith("running_mean"):
-                tensor.copy_(drawn - 0.5)
+            scale = name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight"))
+            flat = isinstance(tensor, nn.Parameter) and (
+                tensor.ndim == 1 or bool((tensor == tensor.flatten()[0]).all())
+            )
+            if scale or flat or name.endswith("running_mean"):
+                drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                tensor.copy_(drawn + 0.5 if scale else drawn - 0.5)
     return noisy

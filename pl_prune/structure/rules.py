@@ -259,7 +259,7 @@ class Rules:
             a_over.expand(a_over.shape) | (b <= 0), a, torch.where(b_over | (a <= 0), b, torch.maximum(a, b))
         )
         out = torch.where((a <= 0) & (b <= 0), torch.maximum(a, b), torch.where(out <= 0, torch.maximum(a, b), out))
-        return out.expand(torch.broadcast_shapes(out.shape, shape)), wide_a & wide_b
+        return self.ledger.settled(out).expand(torch.broadcast_shapes(out.shape, shape)), wide_a & wide_b
 
     def opaque(self, operands: Sequence[Traced], reason: str, out: Any) -> Any:
         """Give up on an operator: what goes in stays."""

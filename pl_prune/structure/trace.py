@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pl_prune.core.groups import ParameterGroups
 from pl_prune.core.sandbox import untouched
 from pl_prune.core.types import PruneError
 from pl_prune.structure.assemble import assemble
-from pl_prune.structure.labels import Ledger, Reference
+from pl_prune.structure.labels import Ledger
 from pl_prune.structure.probe import keep_exact
 from pl_prune.structure.rules import Rules
-from pl_prune.structure.running import Inputs, as_call, plain_attention, tensors_of
+from pl_prune.structure.running import Inputs, as_call, plain_attention
+from pl_prune.structure.tape import Tape
 
 _PASSES = 20
 
@@ -108,112 +108,44 @@ def label(
     """
     ledger = Ledger(model)
     rules = Rules(ledger)
+    tapes = [Tape(deadline, max_gigabytes * 1e9)]
     with ExitStack() as stack:
         stack.enter_context(plain_attention())
         stack.enter_context(torch.no_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        in_training = False
-        for _ in range(_PASSES):
-            ledger.pins.clear()
-            trace = _Trace(rules, deadline, max_gigabytes * 1e9)
-            try:
-                trace.run(model, args, kwargs)
-            except PruneError:
-                raise
-            except Exception as error:
-                raise PruneError(
-                    f"Expected {type(model).__name__} to run on the example inputs; found {type(error).__name__}: "
-                    f"{str(error)[:300]}{trace.where()}. Pass what its forward takes; a part that cannot be traced can be "
-                    "named in `exclude` or traced apart."
-                ) from error
-            in_training = in_training or bool(ledger.idle())
-            if in_training:  # auxiliary heads run in training alone, and read what is to be sliced
-                with suppress(Exception):
-                    _Trace(rules, deadline, max_gigabytes * 1e9).run(model.train(), args, kwargs)
-                model.eval()
-            if not ledger.settle():
-                if rules.orbits:
-                    break
-                rules.orbits = True
-    return ledger, trace.macs, max(_samples((*args, *kwargs.values())), 1)
+        try:
+            tapes[0].record(model, args, kwargs)
+            for _ in range(_PASSES):
+                ledger.pins.clear()
+                tapes[0].follow(rules)
+                if len(tapes) == 1 and ledger.idle():  # auxiliary heads, which run in training alone
+                    tapes.append(Tape(deadline, max_gigabytes * 1e9))
+                    with suppress(Exception):
+                        tapes[1].record(model.train(), args, kwargs)
+                    model.eval()
+                for tape in tapes[1:]:
+                    with suppress(Exception):
+                        tape.follow(rules)
+                if not ledger.settle():
+                    if rules.orbits:
+                        break
+                    rules.orbits = True
+        except PruneError:
+            raise
+        except Exception as error:
+            where = f" after the operator {tapes[0].last}" if tapes[0].last else ""
+            raise PruneError(
+                f"Expected {type(model).__name__} to run on the example inputs; found {type(error).__name__}: "
+                f"{str(error)[:300]}{where}. Pass what its forward takes; a part that cannot be traced can be "
+                "named in `exclude` or traced apart."
+            ) from error
+    return ledger, tapes[0].macs, max(_samples((*args, *kwargs.values())), 1)
 
 
 def _samples(values: tuple[Any, ...]) -> int:
     """Count the samples of a batch: the length of the first tensor, or of a list of them."""
     first = next((v for v in values if isinstance(v, (Tensor, list, tuple))), None)
     return 1 if first is None or (isinstance(first, Tensor) and not first.ndim) else len(first)
-
-
-class _Trace(TorchDispatchMode):
-    """Follow the labels of one run."""
-
-    def __init__(self, rules: Rules, deadline: float, memory: float) -> None:
-        super().__init__()
-        self.rules = rules
-        self.deadline, self.memory = deadline, memory
-        self.known: dict[int, tuple[Tensor, Tensor | Reference]] = {}  # holds the tensors: an id stays theirs
-        self.storages: dict[int, int] = {}
-        self.macs: dict[str, int] = {}
-        self.last = ""
-
-    def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Run a model once; what it returns stays."""
-        with self:
-            out = model(*args, **kwargs)
-        for tensor in tensors_of(out):
-            self.rules.ledger.pin(self.rules.ledger.labels(self.of(tensor)), "it reaches the output of the model")
-
-    def of(self, tensor: Tensor) -> Tensor | Reference:
-        if id(tensor) in self.known:
-            return self.known[id(tensor)][1]
-        name = self.rules.ledger.names.get(id(tensor))
-        return self.rules.constant(tensor.shape) if name is None else self.rules.ledger.refer(name)
-
-    def where(self) -> str:
-        return f" after the operator {self.last}" if self.last else ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        self.last = func._schema.name.partition("::")[2]
-        self.count(args, out)
-        found = self.rules(func, args, kwargs, out, self.of)
-        for tensor, labels in zip(_flat(out), _flat(found), strict=True):
-            if isinstance(tensor, Tensor) and labels is not None:
-                self.known[id(tensor)] = (tensor, labels)
-                self.storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-                if isinstance(labels, Tensor):
-                    self.storages[labels.untyped_storage().data_ptr()] = labels.untyped_storage().nbytes()
-        self.guard()
-        return out
-
-    def count(self, args: Any, out: Any) -> None:
-        """Count the multiply-accumulates of weights."""
-        if self.last not in ("convolution", "_convolution", "mm", "addmm", "bmm", "baddbmm"):
-            return
-        for tensor in args[:3]:
-            weight = self.of(tensor) if isinstance(tensor, Tensor) else None
-            if isinstance(weight, Reference) and tensor.ndim > 1:
-                if "convolution" in self.last:
-                    positions = (args[0] if args[6] else out).numel() // (args[0] if args[6] else out).shape[1]
-                else:
-                    positions = out.numel() // tensor.shape[-1 if tensor is args[-1] else -2]
-                self.macs[weight.name] = self.macs.get(weight.name, 0) + tensor.numel() * positions
-
-    def guard(self) -> None:
-        used = sum(self.storages.values()) if len(self.storages) % 16 == 0 else 0
-        if time.monotonic() > self.deadline or used > self.memory:
-            limit = "max_gigabytes" if used > self.memory else "max_seconds"
-            raise PruneError(
-                f"Expected tracing to stay within {limit}; found more needed at the operator {self.last} ({used / 1e9:.1f} GB). "
-                "Trace one small sample (fewer pixels or tokens), or raise the limit."
-            )
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        return [leaf for item in value for leaf in _flat(item)]
-    return [value]
 
 
 def _check_patterns(model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:

@@ -34,7 +34,7 @@ class Bound(TinyModule):
 
 def cut(folder: str, size: int, epochs: int = 1, ckpt: str | None = None):
     module = Bound()
-    pruner = plp.StructuredPruning(plp.PROscore(), 0.5, target="macs", samples=SAMPLES)
+    pruner = plp.StructuredPruning(plp.PROscore(), 0.5, target="macs", rounds=2, samples=SAMPLES)
     trainer = Trainer(
         max_epochs=epochs, accelerator="cpu", devices=size, strategy="ddp" if size > 1 else "auto", callbacks=[pruner], logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,

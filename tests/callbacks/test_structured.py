@@ -90,7 +90,7 @@ def test_masked_units_stay_zero_and_shrink_afterwards_without_a_change(fit, opti
 def test_the_network_is_cut_before_the_fit_as_the_python_interface_would():
     module, start = Steady(), AtStart()
     expected = copy.deepcopy(module)
-    pruner = plp.StructuredPruning(plp.Taylor(), 0.5, samples=plp.Samples(total=64))
+    pruner = plp.StructuredPruning(plp.Taylor(), 0.5, samples=plp.Samples(total=64), bn_warmup="never")
     Trainer(max_epochs=1, callbacks=[pruner, start], **QUIET).fit(module, tiny_loader())
     x, y = tiny_data().tensors
     groups = plp.trace_groups(expected, x[:2])

@@ -16,9 +16,9 @@ from pl_prune import MaskSet
 from pl_prune.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-TABLES = ("recipes/studies/pai", "recipes/studies/yopo")  # parsed by runs/test_study_recipes.py
+TABLES = tuple(f"recipes/studies/{kind}" for kind in ("hesso", "ippro", "pai", "yopo"))  # runs/test_study_recipes.py
 TRANSFER = ("recipes/transfer", "recipes/transfer/targets")
-STRUCTURED = ("recipes/structured",)  # run by test_structured_recipes.py
+STRUCTURED = ("recipes/hesso", "recipes/structured")  # run by test_language_recipes.py and test_structured_recipes.py
 FILES = [
     p
     for p in sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -52,7 +52,7 @@ def test_every_recipe_is_found():
     assert [p.relative_to(ROOT).as_posix() for p in RECIPES] == ["recipes/quickstart.yaml"]
     assert len(BASELINES) == 11
     assert len(ADVERSARIAL) == 7
-    assert [len(kind) for kind in (OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES)] == [1, 5, 16, 2, 19, 1]
+    assert [len(kind) for kind in (OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES)] == [1, 7, 16, 2, 19, 1]
 
 
 def test_every_criterion_has_a_recipe():
@@ -252,6 +252,16 @@ def test_inspect_prints_the_report_and_trains_nothing(capsys):
     assert "GradNorm() at sparsity 0.95" in out
     assert "4,622 of 92,448 kept" in out
     assert "path input to output" in out
+    assert list(Path().iterdir()) == []
+
+
+def test_inspect_shows_what_would_be_sliced_off(capsys):
+    words = ["--prune=StructuredPruning", "--prune.criterion=ByGroup", "--prune.sparsity=0.5"]
+    assert run("inspect", "--config", QUICKSTART, *QUIET, *words) == 0
+    out = capsys.readouterr().out
+    assert "112 of 224 kept, the others sliced off" in out
+    assert "network.features.0" in out.split("units kept")[1]
+    assert "masked weights alone" not in out
     assert list(Path().iterdir()) == []
 
 

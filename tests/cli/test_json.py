@@ -19,7 +19,16 @@ TINY = ["--config", QUICKSTART, "--trainer.limit_train_batches=2", "--trainer.li
 TINY += ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
 FOLDER = "runs/quickstart/snip"
 TESTED = {"fit", "validate", "test", "predict", "inspect", "compare", "criteria", "doctor", "report", "study"}
-ELSEWHERE = {"attack", "masks", "mask", "score", "transfer", "shrink", "export"}  # tested beside their own text
+ELSEWHERE = {
+    "attack",
+    "masks",
+    "mask",
+    "score",
+    "transfer",
+    "shrink",
+    "export",
+    "groups",
+}  # tested beside their own text
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,8 @@ def here(tmp_path, monkeypatch):
 
 
 def test_every_recipe_is_found():
-    assert len(METHODS) == 6
-    assert len(RECIPES) == 8
+    assert len(METHODS) == 7
+    assert len(RECIPES) == 18
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Starting from v1.9.0")

@@ -151,6 +151,28 @@ def test_filters_are_rows_of_weights_if_asked_for_and_dead_ones_score_nothing():
     torch.testing.assert_close(found, expected)
 
 
+def test_the_scale_stands_behind_a_layer_that_computes_its_weight():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            self.out = self._conv_forward(x, w / w.flatten(1).norm(dim=1).view(-1, 1, 1, 1), self.bias)
+            return self.out
+
+    model, groups, batches, whole = problem()
+    weight = model.c1.weight
+    model.c1 = Standardised(6, 5, 3, padding=1, bias=False).double()
+    model.c1.weight = weight
+    value = loss(model, whole)
+    out = model.c1.out
+    grad, behind = torch.autograd.grad(value, [weight, out])
+    f, g = weight.detach().flatten(1), grad.flatten(1)
+    offset = (out * behind).sum((0, 2, 3)).detach()  # <F, dL/dF> is zero here
+    assert offset.abs().max() > 1e3 * (f * g).sum(1).abs().max()
+    expected = (f - 100.0 * g).norm(dim=1) / (f.norm(dim=1) - 100.0 * offset).abs()
+    found = plp.score_groups(model, plp.PROscore(100.0, target="weight"), groups, batches, loss)["c1"]
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_layer_used_twice_adds_up_and_projections_without_a_module_are_linear():
     class Twice(nn.Module):
         def __init__(self):

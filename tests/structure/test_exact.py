@@ -11,6 +11,7 @@ from refusal import expect_refusal
 from torch import nn
 
 import pl_prune as plp
+from pl_prune.core.group_rounds import without
 from pl_prune.structure.probe import randomised
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -61,6 +62,25 @@ def test_masked_equals_shrunk(name):
     assert (dense - expected).abs().max() > 1e-3 * expected.abs().max()
     assert sum(p.numel() for p in small.parameters()) == groups.cost(keep)[0] < groups.cost({})[0]
     assert_told(small)
+
+
+@pytest.mark.parametrize("name", [n for n in EXACT if n != "grouped"])  # of one channel in a group, it is depthwise
+def test_the_groups_of_what_is_left_are_those_that_tracing_it_finds(name):
+    torch.manual_seed(0)
+    model = randomised(EXACT[name][0]()).eval()
+    groups = plp.trace_groups(model, X)
+    keep = remove_some(groups)
+    small = plp.shrink(model, groups.expand(keep), X, groups)
+    mapped = without(groups, keep)
+    assert mapped.cost({}) == groups.cost(keep)
+    whole = [root for root, size in mapped.sizes.items() if size > 1]  # a single unit cannot leave
+    found = plp.trace_groups(small, X)
+    assert found.sizes == mapped.subset(whole).sizes
+    for root in whole:
+        expected = {(m.name, m.dim, m.kind): m.index.tolist() for m in found[root].members}
+        assert {(m.name, m.dim, m.kind): m.index.tolist() for m in mapped[root].members} == expected
+    assert {n: mapped.shapes[n] for n in found.shapes} == found.shapes
+    assert mapped.macs == found.macs
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)
