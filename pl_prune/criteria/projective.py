@@ -81,6 +81,8 @@ class PROscore(GroupCriterion):
         }
 
     def _score(self, weight: Tensor, grad: Tensor, offset: Tensor) -> Tensor:
+        if weight.device.type != "mps":  # scores lie so near to 1 that float32 loses their order
+            weight, grad, offset = weight.double(), grad.double(), offset.double()
         norm = weight.norm(dim=1)
         moved = weight - self.lam * grad * (norm.square()[:, None] if self.normalize else 1.0)
         scale = norm - self.lam * offset * (norm if self.normalize else 1.0)
