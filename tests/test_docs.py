@@ -73,6 +73,12 @@ def test_structured_pruning(space):
     assert any(isinstance(cb, plp.StructuredPruning) for cb in found["trainer"].callbacks)
 
 
+def test_export(space, capsys):
+    done = run("export", space)["done"]
+    assert done.path.is_file()
+    assert str(done.bytes) in capsys.readouterr().out
+
+
 def test_hesso(space):
     space |= {"torch": torch, "path": "small.safetensors"}
     groups = plp.trace_groups(space["model"], space["inputs"])
