@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,14 +89,19 @@ def test_jsonargparse_that_is_missing_is_named_with_its_extra(monkeypatch, capfd
 def test_ctrl_c_during_a_real_fit():
     words = ["fit", "--config", QUICKSTART, "--trainer.max_epochs=5000", "--trainer.enable_progress_bar=false"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "pl_prune", *words], stderr=subprocess.PIPE, text=True, env=env)
-    metrics, deadline = Path("runs/quickstart/snip/metrics.jsonl"), time.monotonic() + 120
-    while not (metrics.is_file() and metrics.read_text()):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
+    command = [sys.executable, "-m", "pl_prune", *words]
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=heed) as process:
+        try:
+            metrics, deadline = Path("runs/quickstart/snip/metrics.jsonl"), time.monotonic() + 120
+            while not (metrics.is_file() and metrics.read_text()):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            error = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "Traceback" not in error
     assert error.endswith("pl-prune fit: interrupted\n")

@@ -20,8 +20,9 @@ SMALL = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer
 SMALL += ["--model.network.width=4", "--trainer.log_every_n_steps=1"]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 STRUCTURED = ["--prune=StructuredPruning", "--prune.criterion=ByGroup", "--prune.criterion.criterion=Magnitude"]
+STRUCTURED += ["--prune.allocation=Layerwise", "--prune.sparsity=0.5"]
 QUICK = ["--batch=6", "--repeats=2"]
-RUNS = {"cut": STRUCTURED, "masked": [*STRUCTURED, "--prune.shrink=false"], "snip": []}
+RUNS = {"cut": STRUCTURED, "masked": [*STRUCTURED, "--prune.shrink=false"], "snip": ["--prune.sparsity=0.2"]}
 
 
 @pytest.fixture(scope="module")
