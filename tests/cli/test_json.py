@@ -124,7 +124,10 @@ def test_a_study_tells_its_table_and_what_failed_and_ends_with_one(tmp_path, cap
         "set": {**settings, "model.network.width": 4},
         "rows": {
             "good": {"config": str(ROOT / "recipes" / "pai" / "random.yaml")},
-            "bad": {"config": str(ROOT / "recipes" / "pai" / "snip.yaml"), "set": {"prune.scores": "nowhere.safetensors"}},
+            "bad": {
+                "config": str(ROOT / "recipes" / "pai" / "snip.yaml"),
+                "set": {"prune.scores": "nowhere.safetensors"},
+            },
         },
         "grid": {"prune.sparsity": [0.5]},
         "seeds": [0, 1],
