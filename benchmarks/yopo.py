@@ -5,17 +5,23 @@ All start from the same factors and run on the same number of threads; both rows
 * 200 multiplicative updates, ours / scikit-learn's: limit 1;
 * the squared error, summed over the layers, that those 200 updates reach: HALS, in as many iterations as it needs for
   it, over our 200 updates: limit 1/3, and over scikit-learn's coordinate descent in as many as that needs: limit 1;
-* peak memory beside the model and the scores, in copies of the largest layer: limit 3.
+* peak memory beside the model and the scores, in copies of the largest layer: limit 3; of tensors, and resident, in which a
+  few MB are those of libraries (the ResNet-20's largest layer has 0.15 MB).
 
-Beside our seconds stand those of the paper's Table 8, on a GPU. Memory of less than a few MB is that of libraries: the
-ResNet-20's largest layer has 0.15 MB.
+Beside our seconds stand those of the paper's Table 8, on a GPU. Each contender runs in a process of its own, in turn: two
+OpenMP runtimes in one process slow each other down up to fourfold, whichever of them spins. With --cpu-time all run here, on
+one thread.
 
     python benchmarks/yopo.py [--device cuda] [--repeats 5] [--cpu-time]
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache, partial
+from multiprocessing import get_context
 
 import timing
 import torch
@@ -105,26 +111,42 @@ def needed(errors: Iterator[float], target: float) -> int:
     raise SystemExit(f"no error of {target} within {MOST} iterations")
 
 
-def peak(name: str, device: str, solver: yopo.Solver) -> int:
-    """Peak of one scoring, without the scores it returns."""
+def peak(name: str, device: str, solver: yopo.Solver, tensors: bool) -> int:
+    """Peak of one scoring, without the scores it returns: of torch's tensors, or of resident memory."""
     torch.manual_seed(0)
     small = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 2))
     criterion = plp.YOPO(solver=solver, iterations=3)
     plp.score(small.to(device), criterion)  # libraries are loaded at the first call
     model = network(name, device)
     kept: list[dict[str, Tensor]] = []
-    found = timing.peak_bytes(lambda: kept.append(plp.score(model, criterion)), device)
+    run = lambda: kept.append(plp.score(model, criterion))  # noqa: E731
+    found = timing.peak_tensors(run) if tensors and device == "cpu" else timing.peak_bytes(run, device)
     return found - sum(s.numel() * s.element_size() for s in kept[0].values())
+
+
+@cache
+def prepared(name: str, device: str) -> tuple[Probe, list[Matrix]]:
+    model = network(name, device)
+    return Probe(model, plp.Select()(model), None, []), singles(problems(model))
+
+
+def run(name: str, device: str, contender: str, iterations: int) -> None:
+    probe, matrices = prepared(name, device)
+    if contender.startswith("scikit-learn"):
+        scikit(matrices, contender.split()[1], iterations)
+    else:
+        plp.YOPO(solver=contender, iterations=iterations)(probe)
+        timing.now(device)
 
 
 def main() -> None:
     options = timing.parse(__doc__, repeats=5)
     with threadpool_limits(torch.get_num_threads()):
         for name, (_, paper) in NETWORKS.items():
-            compare(name, paper, options.device, options.repeats)
+            compare(name, paper, options.device, options.repeats, options.cpu_time)
 
 
-def compare(name: str, paper: float, device: str, repeats: int) -> None:
+def compare(name: str, paper: float, device: str, repeats: int, alone: bool) -> None:
     model = network(name, device)
     portions = problems(model)
     matrices = singles(portions)
@@ -133,22 +155,20 @@ def compare(name: str, paper: float, device: str, repeats: int) -> None:
         factorise(*portion, UPDATES)
     target = error(singles(reached))
     sweeps, descents = needed(errors_of_hals(portions), target), needed(errors_of_descent(matrices), target)
-    probe = Probe(model, plp.Select()(model), None, [])
-    largest = max(p.numel() for p in probe.params.values())
+    largest = max(p.numel() for p in plp.Select()(model).values())
     print(
         f"\n{name}: {len(matrices)} layers in {len(portions)} portions; {sweeps} iterations of HALS, {descents} of descent"
     )
 
-    times = timing.interleaved(
-        {
-            "mu": lambda: plp.YOPO(iterations=UPDATES)(probe),
-            "hals": lambda: plp.YOPO(solver="hals", iterations=sweeps)(probe),
-            "scikit-learn mu": lambda: scikit(matrices, "mu", UPDATES),
-            "scikit-learn cd": lambda: scikit(matrices, "cd", descents),
-        },
-        repeats,
-        device,
-    )
+    counts = {"mu": UPDATES, "hals": sweeps, "scikit-learn mu": UPDATES, "scikit-learn cd": descents}
+    if alone:
+        times = timing.interleaved({k: partial(run, name, device, k, n) for k, n in counts.items()}, repeats, device)
+    else:
+        os.environ["GOMP_SPINCOUNT"] = "300000"  # libgomp's own choice, which `timing` takes away
+        with ExitStack() as open_:
+            own = {k: open_.enter_context(get_context("spawn").Pool(1)) for k in counts}
+            calls = {k: partial(own[k].apply, run, (name, device, k, n)) for k, n in counts.items()}
+            times = timing.interleaved(calls, repeats)
     timing.ratio(times, "mu", "scikit-learn mu", "1", f"{name}: {UPDATES} updates, ours / scikit-learn's")
     timing.ratio(times, "hals", "mu", "0.333", f"{name}: HALS / {UPDATES} updates of ours, to their error")
     timing.ratio(times, "hals", "scikit-learn cd", "1", f"{name}: HALS / scikit-learn's descent, to the same error")
@@ -156,8 +176,11 @@ def compare(name: str, paper: float, device: str, repeats: int) -> None:
         taken = sorted(times[solver])[len(times[solver]) // 2]
         timing.line(f"{name}: seconds of {solver}; the paper's on a GPU", f"{taken:.2f}", "", f"paper {paper}")
     for solver in ("mu", "hals"):
-        copies = timing.in_fresh_process(peak, name, device, solver) / (4 * largest)
-        timing.line(f"{name}: peak memory of {solver}, copies of the largest layer", f"{copies:.2f}", "3")
+        copies, resident = (
+            timing.in_fresh_process(peak, name, device, solver, t) / (4 * largest) for t in (True, False)
+        )
+        note = f"resident {resident:.2f}"
+        timing.line(f"{name}: peak memory of {solver}, copies of the largest layer", f"{copies:.2f}", "3", note)
 
 
 if __name__ == "__main__":
