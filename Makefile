@@ -15,7 +15,7 @@ quickstart: .venv/installed
 	@$(RUN) compare runs/quickstart/dense runs/quickstart/snip
 
 test: .venv/installed
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(PY) -m ruff check .
@@ -27,7 +27,7 @@ types: .venv/installed
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "pl_prune: expected Python 3.10 or newer, found %d.%d. Run make PYTHON=/path/to/python3" % v[:2])'
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[cli,examples,wandb,zoo,report,study,robust,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
 	touch .venv/installed
 
 clean:

@@ -142,7 +142,7 @@ def scoring(samples: int, repeats: int) -> None:
     ours = plp.score_groups(model, plp.PROscore(lam=1.0), groups, batches, loss)
     inner = [root for root in groups.sizes if root.endswith(".conv1")]  # with one norm each, and a ReLU behind it
     for root in inner:
-        torch.testing.assert_close(ours[root], theirs[root.replace("conv1", "bn1")], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours[root], theirs[root.replace("conv1", "bn1")].double(), rtol=1e-3, atol=1e-4)
     times = timing.interleaved(
         {
             "plain": lambda: plain(model, batches),
