@@ -15,8 +15,8 @@ from pl_prune.callbacks.averaging import prune_averages
 from pl_prune.callbacks.base import PruningCallback
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.callbacks.group_bridge import GroupBridge
-from pl_prune.callbacks.horizon import steps_left, warn_of_best
-from pl_prune.callbacks.shrinking import Rates, group_sparsity, log_progress, write_small
+from pl_prune.callbacks.horizon import steps_left, warn_of_best, warn_of_trial
+from pl_prune.callbacks.shrinking import Rates, group_sparsity, is_logged, log_progress, write_small
 from pl_prune.callbacks.state import renamed
 from pl_prune.callbacks.trial import Trial
 from pl_prune.core.groups import ParameterGroups
@@ -56,6 +56,7 @@ class AroundSteps(PruningCallback, ABC):
         self._trial: Trial | None = None
         self._rates = Rates()
         self._left = (0, 0)  # parameters and MACs
+        self._held = 0.0  # by shrinking units, of all saliency
         self._say = False  # at the next end of a batch
 
     @abstractmethod
@@ -132,15 +133,16 @@ class AroundSteps(PruningCallback, ABC):
         if hesso.finished:
             return
         needed, end = hesso.pace.end - hesso.steps, steps_left(trainer)
-        cric = hesso.cric
-        if cric and hesso.walk is None and not hesso.running:
-            needed += cric.sampling_steps
+        cric = None if hesso.running or hesso.walk is not None else hesso.cric
+        needed += cric.sampling_steps if cric else 0
         if pl_module.automatic_optimization and not trainer.fast_dev_run and needed > end:
             also = f" (at least {cric.sampling_steps} of them CRIC's)" if cric else ""
             raise PruneError(
                 f"Expected a fit that goes on until the last unit is zero, {needed} optimizer steps from here{also}; found "
                 f"one of {end:.0f} steps. Train longer, or lower start and duration."
             )
+        if cric and not trainer.fast_dev_run:
+            warn_of_trial(cric.most_samples(hesso.units.size, cric.tolerated + 1), end)
         warn_of_best(trainer, hesso.pace.end)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -179,7 +181,9 @@ class AroundSteps(PruningCallback, ABC):
             self.hesso.before_step(optimizer)
             if due:
                 self._rates.note(trainer.optimizers)
-                self._say = True
+                self._held, self._say = self.hesso.share, True
+            if self.hesso.running and is_logged(trainer):
+                self._held = self.hesso.held(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -196,7 +200,7 @@ class AroundSteps(PruningCallback, ABC):
         if self._trial is not None:
             self._trial.leave()  # of a batch without backward pass
         if self.hesso is not None and (self._say or self.hesso.running or batch_idx == 0):
-            log_progress(pl_module, self.hesso, self._left)
+            log_progress(pl_module, self.hesso, self._left, self._held)
             self._say = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -81,6 +81,9 @@ class HESSO(AroundSteps):
         shrink_at_end: bool = True,
         name: str | None = None,
     ) -> None:
+        for key, patterns in {"include": include, "exclude": exclude}.items():
+            if patterns is not None:
+                check_type(key, patterns, list, f"for example {key}=['network.layer1.*']")
         super().__init__(include, exclude, shrink_at_end, name)
         self.target, self.sparsity = the_target(target_group_sparsity, target_params, target_macs)
         check_sparsity(self.sparsity)
@@ -150,10 +153,15 @@ class HESSO(AroundSteps):
 
 def _check_span(start: float, duration: float, unit: str) -> None:
     """Raise unless a schedule is one."""
-    whole = unit == "fraction" or (float(start).is_integer() and float(duration).is_integer())
-    if start < 0 or duration <= 0 or not whole or (unit == "fraction" and start + duration > 1):
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (start, duration))
+    fits = numbers and start >= 0 and duration > 0
+    if fits and unit == "fraction":
+        fits = start + duration <= 1
+    elif fits:
+        fits = float(start).is_integer() and float(duration).is_integer()
+    if not fits:
         what = "fractions of the fit, 1 together at most" if unit == "fraction" else "whole numbers of steps"
         raise PruneError(
-            f"Expected start of 0 or more and duration above 0, {what}; found start={start} and duration={duration} with unit={unit!r}. "
-            "Write unit='steps' for steps, or 'fraction' for fractions."
+            f"Expected start of 0 or more and duration above 0, {what}; found start={start!r} and duration={duration!r} with "
+            f"unit={unit!r}. Write unit='steps' for steps, or 'fraction' for fractions."
         )

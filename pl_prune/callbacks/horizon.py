@@ -31,6 +31,20 @@ def steps_left(trainer: Trainer) -> float:
     return steps - trainer.global_step if steps >= 0 else inf
 
 
+def warn_of_trial(samples: int, steps: float) -> None:
+    """Warn if CRIC may take more than half of a fit.
+
+    Args:
+        samples: How many optimizer steps it takes at most.
+        steps: How many the fit still has.
+    """
+    if samples > steps / 2:
+        rank_zero_warn(
+            f"CRIC may take {samples} of the {steps:.0f} optimizer steps of this fit, and nothing is trained in these. Lower "
+            "cric.max_cycles or cric.sampling_steps, or train longer."
+        )
+
+
 def warn_of_best(trainer: Trainer, last: int) -> None:
     """Warn if the best checkpoint may be one of a network that is not pruned to the end.
 
@@ -42,5 +56,5 @@ def warn_of_best(trainer: Trainer, last: int) -> None:
     if selecting:
         rank_zero_warn(
             f"ModelCheckpoint keeps the best {selecting[0].monitor!r}, which may be that of a network not yet pruned to the end "
-            f"(step {last}). Keep the last checkpoint too (save_last=True), and look at its sparsity."
+            f"(step {last}). Look at its group_sparsity, or use the last checkpoint, which save_last=True keeps."
         )

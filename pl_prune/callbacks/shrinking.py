@@ -60,18 +60,33 @@ def group_sparsity(hesso: Hesso) -> float:
     return int((hesso.status == 2).sum()) / max(len(hesso.status), 1)
 
 
-def log_progress(pl_module: LightningModule, hesso: Hesso, left: tuple[int, int]) -> None:
+def is_logged(trainer: Trainer) -> bool:
+    """Say whether loggers get the values of the optimizer step to come.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        Whether it is one of every `log_every_n_steps`.
+    """
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(every) and (trainer.global_step + 1) % every == 0
+
+
+def log_progress(pl_module: LightningModule, hesso: Hesso, left: tuple[int, int], held: float) -> None:
     """Log how far pruning is, to the progress bar and to all loggers.
 
     Args:
         pl_module: The module.
         hesso: What knows.
         left: Parameters and multiply-accumulates of the network without the units that are zero.
+        held: Which share of all saliency units that are shrinking held at the last step that was logged.
     """
     values = {
         "units_shrinking": int((hesso.status == 1).sum()),
         "norm_left": hesso.norm_left(),
         "saliency_chosen": hesso.share,
+        "saliency_shrinking": held if hesso.running else 0.0,
         "params": left[0],
         "macs": left[1],
     }

@@ -122,7 +122,7 @@ class Hesso:
         number = self._number(optimizer)
         if number is None or not self.due:
             return
-        grads = {n: p.grad for n in self._names[number] if (p := self.params[n]).grad is not None}
+        grads = self._grads(number)
         if self.cric is not None:
             self._sample(optimizer, grads)
             return
@@ -155,6 +155,22 @@ class Hesso:
             self.status[self.status == 1] = 2
             self.enforcement.change(self.masks(), self.optimizers)
         self.committed()
+
+    def held(self, optimizer: Optimizer) -> float:
+        """Say which share of all saliency the shrinking units hold now: it goes over to the others as they shrink.
+
+        Args:
+            optimizer: The optimizer about to step, by whose gradients units are scored; another's count as zero.
+
+        Returns:
+            In [0, 1]; NaN where scores are not finite, or sum up to zero.
+        """
+        number = self._number(optimizer)
+        if number is None or not self.running:
+            return 0.0
+        there = self.status < 2
+        scores = self.saliency.score(gather(self.units, self.params, self._grads(number)), self.units.entries, there)
+        return float("nan") if scores is None else float(scores[self.status == 1].sum() / scores[there].sum())
 
     def enter(self) -> bool:
         """Put the point of CRIC in place of the weights, where it is due.
@@ -224,6 +240,9 @@ class Hesso:
 
     def _number(self, optimizer: Optimizer) -> int | None:
         return next((i for i in self._names if self.optimizers[i] is optimizer), None)
+
+    def _grads(self, number: int) -> dict[str, Tensor]:
+        return {n: p.grad for n in self._names[number] if (p := self.params[n]).grad is not None}
 
     def _begin(self, scores: Tensor | None) -> None:
         """Start a period with the units that rank 0 calls the lowest; without finite scores, try again at the next step."""

@@ -286,6 +286,9 @@ def test_progress_is_logged_and_a_table_is_shown(fit, tmp_path, caplog):
     assert [float(logged[s]["hesso/norm_left"]) for s in range(2, 8)] == pytest.approx([0.5, 0, 0.5, 0, 0.5, 0])
     assert [float(logged[s]["hesso/units_shrinking"]) for s in range(2, 8)] == [5, 0, 5, 0, 6, 0]
     assert 0 < float(logged[2]["hesso/saliency_chosen"]) < 5 / 32
+    shrinking = [float(logged[s]["hesso/saliency_shrinking"]) for s in range(2, 8)]
+    assert shrinking[0] == pytest.approx(float(logged[2]["hesso/saliency_chosen"]))
+    assert [share > 0 for share in shrinking] == [True, False] * 3
     params = [float(logged[s]["hesso/params"]) for s in (2, 3, 5, 7)]
     assert params == sorted(params, reverse=True)
     assert "32 units in 3 groups" in caplog.text
@@ -381,6 +384,11 @@ def test_a_low_learning_rate_at_the_end_of_pruning_is_warned_of(fit):
         fit(hesso(), module=Decayed(), max_epochs=3)
 
 
+def test_a_trial_that_may_take_more_than_half_of_the_fit_is_warned_of(fit):
+    with pytest.warns(UserWarning, match="CRIC may take 8 of the 12 optimizer steps"):
+        fit(hesso(duration=2, cric=plp.CRIC(4, tolerance=14)), max_epochs=3)
+
+
 def test_the_best_checkpoint_may_be_a_dense_one_and_a_fit_may_stop_early(fit, tmp_path):
     saver = ModelCheckpoint(tmp_path, monitor="val/loss")
     with pytest.warns(UserWarning, match="not yet pruned to the end"):
@@ -428,10 +436,13 @@ def test_what_cannot_be_is_refused_before_the_first_step(fit, tmp_path):
         ({"target_group_sparsity": 0.5, "start": 0.95}, "fractions of the fit"),
         ({"target_group_sparsity": 0.5, "start": 0.5, "unit": "steps"}, "whole numbers of steps"),
         ({"target_group_sparsity": 0.5, "duration": 0}, "duration above 0"),
+        ({"target_group_sparsity": 0.5, "start": float("nan")}, "found start=nan"),
+        ({"target_group_sparsity": 0.5, "duration": "0.1"}, "duration='0.1'"),
         ({"target_group_sparsity": 0.5, "periods": 0}, "periods"),
         ({"target_group_sparsity": 0.5, "saliency": "taylor1"}, "pl_prune.Saliency('taylor1')"),
         ({"target_group_sparsity": 0.5, "cric": True}, "pl_prune.CRIC()"),
         ({"target_group_sparsity": 0.5, "projection": "hard"}, "projection"),
+        ({"target_group_sparsity": 0.5, "exclude": "net.0"}, "exclude to be a list"),
     ],
     ids=str,
 )

@@ -373,6 +373,32 @@ def test_the_units_are_chosen_by_raw_gradients_among_those_left(groups):
     assert left == [None, 4, 5]
 
 
+def test_the_share_of_saliency_that_shrinking_units_hold_is_that_of_a_loop(groups):
+    model = network(torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    saliency = plp.Saliency("taylor1")
+    hesso = plp.attach_hesso(optimizer, model, groups, 0.4, start=1, duration=8, periods=2, saliency=saliency)
+    live = dict(model.named_parameters())
+    before, shares = hesso.before_step, []
+
+    def look(optimizer):
+        chosen = hesso.due
+        before(optimizer)
+        grads = {name: p.grad for name, p in live.items()}
+        score = [float((vector(groups, live, *u) @ vector(groups, grads, *u)).abs()) for u in every(groups)]
+        shrinking, left = (
+            (sum(s for s, n in zip(score, hesso.status, strict=True) if n in of)) for of in ([1], [0, 1])
+        )
+        assert hesso.held(optimizer) == pytest.approx(shrinking / left, rel=1e-12)
+        if chosen:
+            assert hesso.held(optimizer) == pytest.approx(hesso.share)
+        shares.append(hesso.held(optimizer))
+
+    hesso.before_step = look
+    train(model, optimizer, 11)
+    assert [share > 0 for share in shares] == [False] + [True] * 8 + [False] * 2
+
+
 def test_gradients_that_are_not_finite_put_the_choice_off_by_a_step(groups):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
