@@ -28,7 +28,7 @@ def width_figure(study: Study) -> Picture | None:
     """
     point = study.shown[0] if study.shown else {}
     groups = [g for g in study.at(point) if any(run.layers for run in g.runs)]
-    before = {x["name"]: _before(x) for g in groups for run in g.runs for x in run.layers}
+    before = {x["name"]: _before(x) for g in groups for run in g.runs for x in _producing(run.layers)}
     if not before:
         return None
     table = [[_left(g, name) for g in groups] for name in before]
@@ -70,8 +70,9 @@ def run_width_figure(run: Run) -> Picture | None:
     """
     if not run.layers:
         return None
-    before = [_before(x) for x in run.layers]
-    after = [size - x["empty_rows"] for size, x in zip(before, run.layers, strict=True)]
+    layers = _producing(run.layers)
+    before = [_before(x) for x in layers]
+    after = [size - x["empty_rows"] for size, x in zip(before, layers, strict=True)]
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -79,7 +80,7 @@ def run_width_figure(run: Run) -> Picture | None:
         axes.barh(range(len(after)), after, color=look(0)["color"], height=0.75)
         for place, (size, left) in enumerate(zip(before, after, strict=True)):
             axes.text(size + 0.01 * max(before), place, f"{left} of {size}", va="center", size=7.5)
-        axes.set_yticks(range(len(before)), apart([x["name"] for x in run.layers], 28))
+        axes.set_yticks(range(len(before)), apart([x["name"] for x in layers], 28))
         axes.set_ylim(len(before) - 0.4, -0.6)
         axes.set_xlim(0, 1.22 * max(before))
         axes.set_xlabel("output channels")
@@ -90,6 +91,11 @@ def run_width_figure(run: Run) -> Picture | None:
         f"{gone} of {sum(before)} output channels are gone" if gone else f"All {sum(before)} output channels are left"
     )
     return draw("widths", "Widths before and after", f"{said}: {_ABOUT}.", 0.9 + 0.2 * max(len(before), 2), paint)
+
+
+def _producing(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out norms and biases, where weights are there: their channels are those of the weight before them."""
+    return [x for x in layers if len(x["shape"]) > 1] or layers
 
 
 def _before(layer: dict[str, Any]) -> int:
