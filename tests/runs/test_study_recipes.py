@@ -34,6 +34,8 @@ def test_there_is_a_study_for_every_table():
         "table_1_resnet50", "table_1_mobilenetv2", "table_2_resnet56", "table_2_vgg19", "table_3_resnet50", "table_3_resnet56",
         "table_4", "table_5_resnet56", "table_5_vgg19", "figure_7", "small_cifar10",
     }  # fmt: skip
+    hesso = {name.removeprefix("hesso/") for name in found if name.startswith("hesso/")}
+    assert hesso == {"table_1", "table_4", "table_6", "table_7", "table_8", "small_cifar10"}
     assert {"yopo/rank", "yopo/mad_std_cifar10", "yopo/mad_std_cifar100", "digits"} <= found
 
 
