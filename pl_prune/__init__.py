@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from pl_prune.adversarial.losses import CrossEntropy as CrossEntropy
     from pl_prune.adversarial.losses import FastAT as FastAT
     from pl_prune.adversarial.losses import RobustLoss as RobustLoss
+    from pl_prune.adversarial.scores import HARP as HARP
+    from pl_prune.adversarial.scores import HYDRA as HYDRA
+    from pl_prune.adversarial.scores import RLTH as RLTH
+    from pl_prune.adversarial.scores import ScoreLearner as ScoreLearner
     from pl_prune.callbacks.adversarial import AdversarialTraining as AdversarialTraining
+    from pl_prune.callbacks.awp import AWP as AWP
     from pl_prune.callbacks.bn_warmup import BatchNormWarmup as BatchNormWarmup
     from pl_prune.callbacks.dense import Dense as Dense
     from pl_prune.callbacks.gradual import GradualPruning as GradualPruning
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
     from pl_prune.callbacks.record import RunRecord as RunRecord
     from pl_prune.callbacks.report import SparsityReport as SparsityReport
     from pl_prune.callbacks.robustness import RobustnessEvaluation as RobustnessEvaluation
+    from pl_prune.callbacks.s2ap import S2AP as S2AP
+    from pl_prune.callbacks.score_learning import ScoreLearning as ScoreLearning
+    from pl_prune.callbacks.score_sharpness import ScoreSharpness as ScoreSharpness
     from pl_prune.callbacks.structured import StructuredPruning as StructuredPruning
     from pl_prune.cli import PruneCLI as PruneCLI
     from pl_prune.core.allocate import ERK as ERK
@@ -102,7 +110,9 @@ _HOMES = {
     "adversarial.evaluate": ["robust_accuracy"],
     "adversarial.inputs": ["NormalizedModel"],
     "adversarial.losses": ["CrossEntropy", "FastAT", "PGDAT", "RobustLoss", "TRADES"],
+    "adversarial.scores": ["HARP", "HYDRA", "RLTH", "ScoreLearner"],
     "callbacks.adversarial": ["AdversarialTraining"],
+    "callbacks.awp": ["AWP"],
     "callbacks.bn_warmup": ["BatchNormWarmup"],
     "callbacks.dense": ["Dense"],
     "callbacks.gradual": ["GradualPruning"],
@@ -112,6 +122,9 @@ _HOMES = {
     "callbacks.record": ["RunRecord"],
     "callbacks.report": ["SparsityReport"],
     "callbacks.robustness": ["RobustnessEvaluation"],
+    "callbacks.s2ap": ["S2AP"],
+    "callbacks.score_learning": ["ScoreLearning"],
+    "callbacks.score_sharpness": ["ScoreSharpness"],
     "callbacks.structured": ["StructuredPruning"],
     "cli": ["PruneCLI"],
     "core.allocate": ["Allocation", "Global", "Layerwise", "ERK"],

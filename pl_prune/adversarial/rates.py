@@ -1,0 +1,121 @@
+"""`Rates`: the densities of layers that HARP learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from pl_prune.adversarial.scores import HARP, proportional
+from pl_prune.core.types import prune_count
+
+_MOMENTUM = 0.9
+
+
+class Rates:
+    """One learned density for each layer.
+
+    Args:
+        learner: Its settings.
+        params: The layers' parameters by name.
+        sparsity: Fraction of all entries to prune.
+
+    Attributes:
+        raw: r, (layers,) of float64 on the CPU.
+        growing: Whether the factor of the budget's term still grows with the epochs.
+
+    Source:
+        HARP, equations 3 to 6; see `pl_prune.HARP`.
+    """
+
+    def __init__(self, learner: HARP, params: Mapping[str, nn.Parameter], sparsity: float) -> None:
+        self._learner = learner
+        self._params = params
+        self._sizes = {name: p.numel() for name, p in params.items()}
+        total = sum(self._sizes.values())
+        self._keep = total - prune_count(sparsity, total)
+        self.density = self._keep / total
+        share = {name: sum(p.shape) / p.numel() if learner.start == "erk" else 1.0 for name, p in params.items()}
+        start = proportional(self._sizes, share, self._keep)
+        k = torch.tensor([start[name] / n for name, n in self._sizes.items()], dtype=torch.float64).clamp_(max=0.99)
+        least = learner.least * self.density
+        self.raw = torch.logit(((k - least) / (1 - least)).clamp_(min=1e-6))
+        self.raw.requires_grad_()
+        self._optimizer = SGD([self.raw], lr=1.0, momentum=_MOMENTUM)
+        self.growing, self._factor = True, learner.weight
+
+    def densities(self) -> Tensor:
+        """Return k, (layers,), in the order of the parameters."""
+        least = self._learner.least * self.density
+        return torch.sigmoid(self.raw) * (1 - least) + least
+
+    def counts(self) -> dict[str, int]:
+        """Return how many entries each layer keeps: the learned densities, scaled to exactly the budget."""
+        densities = self.densities().detach().tolist()
+        return proportional(self._sizes, dict(zip(self._sizes, densities, strict=True)), self._keep)
+
+    def excess(self) -> Tensor:
+        """Return by which fraction the learned densities, as they are, exceed the budget; 0 within it."""
+        n = torch.tensor(list(self._sizes.values()), dtype=torch.float64)
+        return ((n * self.densities()).sum() / (self.density * n.sum()) - 1).clamp(min=0)
+
+    @torch.enable_grad()
+    def step(self, gradients: Mapping[str, Tensor | None], optimizer: Optimizer) -> None:
+        """Step the densities.
+
+        Args:
+            gradients: dL/dk of the loss alone, by layer: the sum of dL/dM over its mask.
+            optimizer: Whose learning rate and weight decay to use, that of the first layer's group.
+        """
+        order = list(self._sizes)
+        found = [(i, g) for i, name in enumerate(order) if (g := gradients.get(name)) is not None]
+        if not found:
+            return
+        slope = torch.zeros(len(order), dtype=torch.float64)
+        slope[[i for i, _ in found]] = torch.stack([g.double() for _, g in found]).cpu()
+        loss = (self.densities() * slope).sum() + self._factor * self.excess()
+        (self.raw.grad,) = torch.autograd.grad(loss, [self.raw])
+        first = id(self._params[order[found[0][0]]])
+        theirs = next(group for group in optimizer.param_groups if any(id(p) == first for p in group["params"]))
+        self._optimizer.param_groups[0].update(lr=float(theirs["lr"]), weight_decay=theirs.get("weight_decay", 0.0))
+        self._optimizer.step()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Let the factor grow, unless the budget held at an epoch's end.
+
+        Args:
+            epoch: The number of the epoch that begins, from 0.
+        """
+        if epoch and round(float(self.excess().detach()), 4) == 0:
+            self.growing = False
+        if self.growing:
+            self._factor = (epoch + 1) * self._learner.weight
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return densities and their momentum.
+
+        Returns:
+            Tensors and plain containers only.
+        """
+        momentum = self._optimizer.state[self.raw].get("momentum_buffer")
+        return {
+            "raw": self.raw.detach().clone(),
+            "momentum": None if momentum is None else momentum.clone(),
+            "growing": self.growing,
+            "factor": self._factor,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        with torch.no_grad():
+            self.raw.copy_(state["raw"])
+        if state["momentum"] is not None:
+            self._optimizer.state[self.raw]["momentum_buffer"] = state["momentum"].clone()
+        self.growing, self._factor = bool(state["growing"]), float(state["factor"])

@@ -1,0 +1,96 @@
+"""The gradient of a batch's loss, taken before the batch is trained on, without a trace."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor, nn
+
+from pl_prune.core import sync
+from pl_prune.core.sandbox import attributes_of
+from pl_prune.core.types import PruneError
+
+
+def batch_gradient(
+    trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, params: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """Differentiate what `training_step` will return for a batch, with the random numbers it will draw.
+
+    Modes are those of training. Buffers (running statistics), metrics, logs, `.grad` and the random state are as before at
+    the end.
+
+    Args:
+        trainer: The trainer.
+        pl_module: Its module.
+        batch: The batch, on its device.
+        batch_idx: Its number.
+        params: With respect to what, by name.
+
+    Returns:
+        Gradients by name, the mean over all ranks; zeros where the step returned no loss.
+    """
+    takes_index = len(inspect.signature(pl_module.training_step).parameters) > 1
+    with _aside(trainer, pl_module), torch.enable_grad():
+        with trainer.precision_plugin.forward_context():
+            output = pl_module.training_step(batch, batch_idx) if takes_index else pl_module.training_step(batch)
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        values = list(params.values())
+        found = [None] * len(values) if loss is None else torch.autograd.grad(loss, values, allow_unused=True)
+    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(values, found, strict=True)]
+    size = sync.rank_and_size()[1]
+    if size > 1:
+        flat = torch.cat([g.reshape(-1) for g in gradients]).div_(size)
+        sync.sum_([flat])
+        parts = flat.split([g.numel() for g in gradients])
+        gradients = [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+    return dict(zip(params, gradients, strict=True))
+
+
+def refuse_steps(pl_module: LightningModule, who: str) -> None:
+    """Raise unless a module's loss can be had before its step.
+
+    Args:
+        pl_module: The module.
+        who: The callback that asks.
+
+    Raises:
+        PruneError: If the step takes the loader's iterator, or the module optimizes manually.
+    """
+    kind = type(pl_module).__name__
+    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+        raise PruneError(
+            f"Expected {kind}.training_step(batch, batch_idx), which {who} runs twice on a batch; found one that takes dataloader_iter. "
+            "Let it take a batch."
+        )
+    if not pl_module.automatic_optimization:
+        raise PruneError(
+            f"Expected automatic optimization, since {who} needs the loss that training_step returns; found that {kind} optimizes "
+            "manually. Leave the callback out, or let training_step return its loss."
+        )
+
+
+@contextmanager
+def _aside(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    again = attributes_of(pl_module)
+    buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]  # batch norms write unseen by autograd
+    loggers, device = trainer.loggers, pl_module.device
+    log = {"log": vars(pl_module)["log"]} if "log" in vars(pl_module) else {}
+    pl_module.__dict__["log"] = lambda *_, **__: None
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        trainer.loggers = loggers
+        pl_module.__dict__.pop("log")
+        pl_module.__dict__.update(log)
+        again()
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

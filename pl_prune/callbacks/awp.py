@@ -1,0 +1,159 @@
+"""`AWP`: weights that are trained where small changes of them do not hurt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pl_prune.adversarial.perturb import Mode, check_perturbation, learning_rates, perturbation
+from pl_prune.callbacks.aside import batch_gradient, refuse_steps
+from pl_prune.callbacks.base import pruning_callbacks
+from pl_prune.callbacks.gradual import GradualPruning
+from pl_prune.callbacks.score_learning import ScoreLearning
+from pl_prune.core.masks import MaskSet
+from pl_prune.core.types import PruneError, plain
+
+
+class AWP(Callback):
+    """Train weights by their gradient at the worst point nearby: adversarial weight perturbation, on kept weights alone.
+
+    Before a batch is trained on, every weight matrix and filter is moved up the gradient of the batch's loss, at most `gamma` times
+    its norm; the step's own passes run there, and the optimizer steps the weights from where they were. Pruned weights stay zero. Where
+    gradients are accumulated, the first batch of a window gives the perturbation for all of it. Batch norms, metrics, logs and
+    random numbers see the step alone; beside `AdversarialTraining`, adversarial examples are made once for both passes.
+
+    Args:
+        gamma: Bound of the perturbation, as a fraction of each layer's norm; 0 is training without this callback, bit for bit.
+        mode: "project" (S2AP's fine-tuning) or "scale" (AWP as published); see `pl_prune.adversarial.perturb.perturbation`.
+        warmup_epochs: Epochs without perturbation.
+
+    Raises:
+        PruneError: If an argument is not of its kind.
+
+    Source:
+        S2AP, algorithm 2; Wu et al., Adversarial weight perturbation helps robust generalization, algorithm 1. Divergences: weights are
+        put back before the optimizer steps, so that weight decay acts on them and not on the perturbed ones; the perturbation starts
+        from zero at each step.
+    """
+
+    def __init__(self, gamma: float = 0.001, mode: Mode = "project", warmup_epochs: int = 0) -> None:
+        check_perturbation(gamma, mode, warmup_epochs)
+        self.gamma, self.mode, self.warmup_epochs = gamma, mode, warmup_epochs
+        self._held: dict[str, Tensor] = {}  # weights, while perturbed ones are in their place
+        self._params: dict[str, nn.Parameter] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what would be scored or learned at perturbed weights.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+
+        Raises:
+            PruneError: If scores are learned, or masks change behind this callback's back.
+        """
+        refuse_steps(pl_module, "AWP")
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for other in pruning_callbacks(trainer):
+            if isinstance(other, ScoreLearning):
+                raise PruneError(
+                    f"Expected weights that train, under AWP; found {type(other).__name__}, under which they stand still. "
+                    "Use S2AP(gamma=...) to learn scores, and AWP in fine-tuning."
+                )
+            if isinstance(other, GradualPruning) and callbacks.index(other) > callbacks.index(self):
+                raise PruneError(
+                    "Expected GradualPruning before AWP among the callbacks; found it after, where it would score perturbed weights. "
+                    "Swap the two (on a command line, both go into trainer.callbacks)."
+                )
+        self._params = {plain(name): p for name, p in pl_module.named_parameters() if p.requires_grad and p.ndim > 1}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Move the weights before the first batch of a step.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            batch: The batch to come.
+            batch_idx: Its number.
+        """
+        if not self.gamma or self._held or trainer.current_epoch < self.warmup_epochs:
+            return
+        gradient = batch_gradient(trainer, pl_module, batch, batch_idx, self._params)
+        self._masks(trainer).apply_(gradient)
+        values = {name: p.detach() for name, p in self._params.items()}
+        moves = perturbation(gradient, values, self.gamma, self.mode, learning_rates(trainer.optimizers, self._params))
+        with torch.no_grad():
+            for name, p in self._params.items():
+                self._held[name] = p.detach().clone()
+                p.add_(moves[name])
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Put the weights back; their gradients are those of the perturbed ones.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            optimizer: The optimizer about to step.
+        """
+        self._put_back()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the weights, also between two batches of a step.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._put_back()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the weights into the checkpoint, also between two batches of a step.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            checkpoint: The whole checkpoint.
+        """
+        state = checkpoint.get("current_model_state", checkpoint["state_dict"])  # beside an average, where there is one
+        state.update({name: self._held[plain(name)].clone() for name in state if plain(name) in self._held})
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the weights back.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            exception: What was raised.
+        """
+        self._put_back()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the weights back.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: fit, validate, test or predict.
+        """
+        self._put_back()
+        self._params = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": {}, "_params": {}}
+
+    def _masks(self, trainer: Trainer) -> MaskSet:
+        found = MaskSet({})
+        for callback in pruning_callbacks(trainer):
+            if callback.masks is not None:
+                found = found.intersect(MaskSet({plain(name): mask for name, mask in callback.masks.items()}))
+        return found.subset([name for name in found if name in self._params])
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for name, value in self._held.items():
+            self._params[name].copy_(value)
+        self._held = {}
