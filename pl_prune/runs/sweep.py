@@ -112,12 +112,11 @@ def _with(prune: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, An
     """Set dotted keys below `prune` in a copy."""
     made: dict[str, Any] = json.loads(json.dumps(prune))
     for key, value in settings.items():
-        place = made
+        place = made.setdefault("init_args", {})
         *path, last = key.split(".")[1:]
         for part in path:
-            inner = place.setdefault("init_args", {})
-            if isinstance(inner.get(part), str):
-                inner[part] = {"class_path": inner[part]}
-            place = inner.setdefault(part, {})
-        place.setdefault("init_args", {})[last] = value
+            inner = place.get(part) or {}
+            place[part] = inner = {"class_path": inner} if isinstance(inner, str) else inner
+            place = inner.setdefault("init_args", {}) if "class_path" in inner else inner  # a class, or plain settings
+        place[last] = value
     return made

@@ -69,10 +69,31 @@ class Parser(PruneCLI):
         raise StopIteration(parser)
 
 
-def test_the_command_line_takes_every_row_and_every_setting():
+def the_parser():
     with pytest.raises(StopIteration) as caught:
         Parser(args=["fit"])
-    parser = caught.value.value
+    return caught.value.value
+
+
+@pytest.mark.parametrize(
+    ("study", "found"),
+    [
+        ("hesso/table_8", {"saliency": {"kind": "taylor2", "preset": "paper"}, "cric": {"preset": "paper"}}),
+        ("pai/table_a3", {"samples": {"per_class": 5000}}),
+        ("yopo/rank", {"criterion": {"class_path": "pl_prune.YOPO"}}),
+    ],
+)
+def test_the_command_line_takes_the_settings_of_a_sweep(study, found, tmp_path):
+    sweep = as_sweep(Plan.load(ROOT / "recipes" / "studies" / f"{study}.yaml"))
+    args = tmp_path / "args.json"
+    args.write_text(json.dumps({"prune": sweep["parameters"]["prune"]["values"][-1]}))
+    config = the_parser().parse_args(["fit", *sweep["command"][3:-1], str(args)]).fit.prune.init_args
+    for key, expected in found.items():
+        assert expected.items() <= vars(getattr(config, key)).items()
+
+
+def test_the_command_line_takes_every_row_and_every_setting():
+    parser = the_parser()
     seen, parsed = set(), 0
     for file in FILES:
         plan = Plan.load(file)
