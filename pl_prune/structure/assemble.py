@@ -87,17 +87,19 @@ def assemble(
             for key, _ in signature
         )
         groups.append(Group(root, len(same), members, exact=not soft))
-    for layer, why in reasons.items():
-        if why == _OUTPUT and layer in (include or ()):
-            raise PruneError(
-                f"Expected layers whose units can leave in `include`; found {layer!r}, an output layer. "
-                "Its units are what the model returns: leave it out."
-            )
     whole = [g for g in groups if g.size > 1]
     reasons.update({g.root: _ALONE for g in groups if g not in whole})
     pruned = {layer_of(m.name) for g in whole for m in g.members if m.kind == "out"}
     idle = {layer_of(name): "it did not run on the example inputs" for name in ledger.idle()}
     rejected = {layer: why for layer, why in {**idle, **reasons}.items() if layer not in pruned}
+    names = [name for (name, _), (kind, _) in axes.items() if kind == "producer"]
+    for pattern in include or ():
+        layers = {layer_of(n) for n in names if fnmatchcase(n, pattern) or fnmatchcase(layer_of(n), pattern)}
+        if layers and all(rejected.get(layer) == _OUTPUT for layer in layers):
+            raise PruneError(
+                f"Expected layers whose units can leave in `include`; found an output layer and no other for {pattern!r} "
+                f"({', '.join(sorted(layers)[:4])}). Its units are what the model returns: leave it out."
+            )
     shapes = {
         n: tuple(t.shape)
         for n, t in ledger.tensors.items()
@@ -140,10 +142,8 @@ def _add_elements(
         if shared and (name, dim) not in axes and shape[dim] > 1:
             axes[name, dim] = ("out", rows[:, 0])
             return
-    single = (roots < first) | (
-        roots.bincount_() if False else roots != torch.arange(first, first + shape.numel()).view(shape)
-    )
-    for root in roots[single].unique().tolist():
+    others = torch.cat([ledger.roots[:first], ledger.roots[first + shape.numel() :]])
+    for root in roots[torch.isin(roots, others)].unique().tolist():
         stay.setdefault(root, f"{name} is shared by its units in a way that cannot be sliced")
 
 

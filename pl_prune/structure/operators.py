@@ -191,6 +191,9 @@ FACTORIES = frozenset([
 ])
 """Constants and noise."""
 
+FUSED = {"_grouped_mm": "of transformers' experts: call `model.set_experts_implementation('eager')` first"}
+"""What to do about an operator that does too much at once to be followed."""
+
 POINTWISE = frozenset([
     "native_dropout",
     "dropout",

@@ -84,8 +84,11 @@ class Rules:
             return layers.embedding(self, args, out, of)
         if torch.Tag.pointwise in func.tags or base in operators.POINTWISE:
             return self.pointwise(args, kwargs, out, of)
+        reason = f"its values go through the operator {name}" + (
+            f" ({operators.FUSED[name]})" if name in operators.FUSED else ""
+        )
         for labels in inputs:
-            self.ledger.pin(self.ledger.labels(labels), f"its values go through the operator {name}")
+            self.ledger.pin(self.ledger.labels(labels), reason)
         return tree_map(lambda t: self.constant(t.shape) if isinstance(t, Tensor) else None, out)
 
     def constant(self, shape: Sequence[int]) -> Tensor:

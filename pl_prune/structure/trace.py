@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pl_prune.core.groups import ParameterGroups
 from pl_prune.core.sandbox import untouched
-from pl_prune.core.types import PruneError
+from pl_prune.core.types import PruneError, check_type
 from pl_prune.structure.assemble import assemble
 from pl_prune.structure.labels import Ledger
 from pl_prune.structure.probe import keep_exact
@@ -71,6 +72,7 @@ def trace_groups(
     >>> trace_groups(net, torch.randn(1, 3, 8, 8)).sizes
     {'0': 8}
     """
+    check_type("model", model, nn.Module, "the network to be traced")
     args, kwargs = as_call(example_inputs)
     _check_patterns(model, include, exclude)
     deadline = time.monotonic() + max_seconds
@@ -120,11 +122,11 @@ def label(
                 tapes[0].follow(rules)
                 if len(tapes) == 1 and ledger.idle():  # auxiliary heads, which run in training alone
                     tapes.append(Tape(deadline, max_gigabytes * 1e9))
-                    with suppress(Exception):
-                        tapes[1].record(model.train(), args, kwargs)
+                    with _as_far_as_it_goes():
+                        tapes[1].record(_training(model), args, kwargs)
                     model.eval()
                 for tape in tapes[1:]:
-                    with suppress(Exception):
+                    with _as_far_as_it_goes():
                         tape.follow(rules)
                 if not ledger.settle():
                     if rules.orbits:
@@ -140,6 +142,26 @@ def label(
                 "named in `exclude` or traced apart."
             ) from error
     return ledger, tapes[0].macs, max(_samples((*args, *kwargs.values())), 1)
+
+
+def _training(model: nn.Module) -> nn.Module:
+    """Put a model into training, but for batch norms, which refuse a single value."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    return model
+
+
+@contextmanager
+def _as_far_as_it_goes() -> Iterator[None]:
+    """Let a run in training end early: it may want targets; limits hold."""
+    try:
+        yield
+    except PruneError:
+        raise
+    except Exception:
+        return
 
 
 def _samples(values: tuple[Any, ...]) -> int:

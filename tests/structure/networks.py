@@ -140,11 +140,14 @@ def reused() -> Wired:
 
 
 def auxiliary() -> Wired:
+    """Another head in training, behind a norm that takes no single sample then."""
+
     def wire(m: Any, x: Tensor) -> Any:
         x = F.relu(m.first(x))
-        return (m.head(m.second(x)), m.extra(x)) if m.training else m.head(m.second(x))
+        y = m.norm(m.second(x).mean((2, 3)))
+        return (m.head(y), m.extra(x)) if m.training else m.head(y)
 
-    return Wired(wire, first=conv(3, 8), second=conv(8, 6), head=head(6), extra=head(8))
+    return Wired(wire, first=conv(3, 8), second=conv(8, 6), norm=nn.BatchNorm1d(6), head=nn.Linear(6, 5), extra=head(8))
 
 
 # name -> network, sizes of the groups that are exact
@@ -186,6 +189,17 @@ def frozen_norm() -> nn.Module:
     return model
 
 
+def scattered() -> Wired:
+    """A matrix of numbers, each of which scales a channel of its own."""
+    return Wired(
+        lambda m, x: m.head(m.second((m.table * m.table).flatten().view(1, 8, 1, 1) * m.first(x))),
+        first=conv(3, 8),
+        second=conv(8, 6),
+        head=head(6),
+        table=nn.Parameter(torch.ones(2, 4)),
+    )
+
+
 # name -> network, what the reason of `first` says; its second convolution stays prunable
 VIOLATIONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "softmax over channels": (lambda: between(lambda x: x.softmax(1)), "softmax"),
@@ -202,5 +216,6 @@ VIOLATIONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "fixed constant": (lambda: between(lambda x: x * torch.linspace(1, 2, 8).view(1, 8, 1, 1)), "does not run"),
     "cumulative sum": (lambda: between(lambda x: x.cumsum(1)), "cumsum"),
     "input added": (lambda: between(lambda x: x[:, :3] + x.new_ones(1), 3), "zeroed units"),
+    "table of channels": (scattered, "table is shared by its units in a way that cannot be sliced"),
     "unknown operator": (lambda: between(lambda x: torch.fft.fft(x, dim=1).real), "operator"),
 }

@@ -107,8 +107,9 @@ def test_of_a_sliced_activation_the_part_that_no_one_reads_can_leave():
 def test_a_shrunk_network_trains_with_its_auxiliary_head():
     build, _ = EXACT["auxiliary head"]
     model = build().double()
-    groups = plp.trace_groups(model, X)
-    small = plp.shrink(model, groups.expand(remove_some(groups)), X).train()
+    groups = plp.trace_groups(model, X[:1])
+    assert "extra.2.weight" in {member.name for member in groups["first"].members}
+    small = plp.shrink(model, groups.expand(remove_some(groups)), X[:1]).train()
     main, extra = small(X)
     (main.sum() + extra.sum()).backward()
     assert small.extra[2].weight.shape == (5, 6)
@@ -166,6 +167,9 @@ def test_bad_input_is_refused():
         plp.trace_groups(model, x, include=["c9"])
     with expect_refusal("output layer", "'head.2'"):
         plp.trace_groups(model, x, include=["head.2"])
+    with expect_refusal("an output layer and no other for 'head.*'"):
+        plp.trace_groups(model, x, include=["c1", "head.*"])
+    assert plp.trace_groups(model, x, include=["*"]).sizes == {"c0": 8, "c1": 8}
     with expect_refusal("at least one layer", "frozen"):
         plp.trace_groups(residual().requires_grad_(False), x)
     with expect_refusal("to run on the example inputs", "RuntimeError"):
@@ -174,6 +178,8 @@ def test_bad_input_is_refused():
         plp.trace_groups(model, x, max_seconds=0.0)
     with expect_refusal("example_inputs"):
         plp.trace_groups(model, "x")
+    with expect_refusal("model", "None"):
+        plp.trace_groups(None, x)
 
 
 def test_torch_pruning_finds_the_same_channels_in_a_residual_network():
@@ -196,6 +202,23 @@ def test_torch_pruning_finds_the_same_channels_in_a_residual_network():
         theirs.add(frozenset(layers))
     ours = {frozenset(m.name.rpartition(".")[0] for m in g.members if m.kind == "out") for g in groups}
     assert ours == theirs
+
+
+@pytest.mark.skipif(not hasattr(nn.functional, "grouped_mm"), reason="torch has no such operator yet")
+def test_experts_in_one_operator_are_refused_with_what_helps():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(8, 16)
+            self.experts = nn.Parameter(torch.randn(2, 16, 16))
+            self.out = nn.Linear(16, 4)
+
+        def forward(self, x):
+            split = torch.tensor([2, 4], dtype=torch.int32)
+            return self.out(nn.functional.grouped_mm(self.up(x), self.experts, offs=split))
+
+    with expect_refusal("operator _grouped_mm", "set_experts_implementation('eager')"):
+        plp.trace_groups(Experts(), torch.randn(4, 8))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
