@@ -17,6 +17,7 @@ from pl_prune.core.groups import ParameterGroups
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.types import PruneError
 from pl_prune.structure.cut import Cuts, apply
+from pl_prune.structure.manifest import CUTS, note_cuts
 
 
 class _Whole:
@@ -79,7 +80,9 @@ class CutModule:
         self._parameters = {name: (p, p.data) for name, p in model.named_parameters()}
         self._whole = _Whole(model, cuts)
         self._buffers = list(buffers)
+        self._model, self._noted = model, vars(model).get(CUTS)
         try:
+            note_cuts(model, model, cuts)
             apply(model, cuts)
             for name, p in list(model.named_parameters(remove_duplicate=False)):
                 old = self._parameters.get(name, (p, None))[0]
@@ -112,6 +115,9 @@ class CutModule:
     def undo(self) -> None:
         """Make the module whole again, with the weights and statistics that it had."""
         self._whole.back()
+        vars(self._model).pop(CUTS, None)
+        if self._noted is not None:
+            vars(self._model)[CUTS] = self._noted
         for p, data in self._parameters.values():
             if p.data is not data:
                 _set(p, data)
@@ -221,7 +227,7 @@ def refuse_cut(trainer: Trainer, pl_module: LightningModule, callback: Callback)
             )
 
 
-def saved_cuts(trainer: Trainer, state_key: str) -> Cuts | None:
+def saved_cuts(trainer: Trainer, state_key: str) -> tuple[ParameterGroups, Cuts] | None:
     """Read what the network of a checkpoint that is about to be loaded has lost.
 
     Args:
@@ -229,11 +235,33 @@ def saved_cuts(trainer: Trainer, state_key: str) -> Cuts | None:
         state_key: Whose state says so.
 
     Returns:
-        The cuts; None where the checkpoint holds none.
+        The groups of the whole network and its cuts; None where the checkpoint holds none.
     """
     checkpoint: Mapping[str, Any] = trainer._checkpoint_connector._loaded_checkpoint
     state = (checkpoint.get("callbacks") or {}).get(state_key) or {}
-    return Cuts.from_plain(state["cuts"]) if "cuts" in state else None
+    return (
+        (ParameterGroups.from_state_dict(state["groups"]), Cuts.from_plain(state["cuts"])) if "cuts" in state else None
+    )
+
+
+def check_whole(trainer: Trainer, pl_module: LightningModule, groups: ParameterGroups) -> None:
+    """Raise unless a module is what that of a checkpoint was before it was cut.
+
+    Args:
+        trainer: A trainer that loads the checkpoint.
+        pl_module: The module.
+        groups: The groups of the whole network there.
+
+    Raises:
+        PruneError: If a parameter is missing or has another shape.
+    """
+    here = {name: tuple(t.shape) for name, t in [*pl_module.named_buffers(), *pl_module.named_parameters()]}
+    odd = [f"{n} is {here.get(n, 'missing')} here, {s} there" for n, s in groups.shapes.items() if here.get(n) != s]
+    if odd:
+        raise PruneError(
+            f"Expected the {type(pl_module).__name__} whose units were sliced off in the run of {str(trainer.ckpt_path)!r}; found "
+            f"another: {'; '.join(odd[:3])}. Build the module with the same arguments as there."
+        )
 
 
 def refuse_foreign(trainer: Trainer, state_key: str) -> None:

@@ -191,10 +191,9 @@ class StructuredPruning(PruningCallback):
             self._cut.check_names(pl_module)
         assert self._cuts is not None
         cutting.slice_states(trainer.optimizers, pl_module, self._cuts)
-        self._forget()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that the optimizers step what was cut.
+        """See that the optimizers step what was cut; from here on the module stays cut.
 
         Args:
             trainer: The trainer.
@@ -202,6 +201,7 @@ class StructuredPruning(PruningCallback):
         """
         if self._cuts is not None:
             cutting.check_optimized(trainer.optimizers, pl_module, self._cuts)
+            self._forget()
 
     def make_masks(self, bridge: Bridge) -> MaskSet:
         """Score units and mask those that go.
@@ -218,7 +218,7 @@ class StructuredPruning(PruningCallback):
         return groups.expand(keep).to(bridge.pl_module.device)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Make the module whole again if the fit has not begun.
+        """Make the module whole again if training has not begun.
 
         Args:
             trainer: The trainer.
@@ -281,11 +281,12 @@ class StructuredPruning(PruningCallback):
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the module as that of the checkpoint that is about to be loaded."""
-        cuts = cutting.saved_cuts(trainer, self.state_key)
-        if cuts is None:
+        saved = cutting.saved_cuts(trainer, self.state_key)
+        if saved is None:
             if self._stage == "fit" and not of_tuner(trainer):
                 self._check_resumed(trainer)
             return
+        groups, cuts = saved
         here = self._model() if self._model is not None else None
         if here is pl_module and self._cuts == cuts:
             return
@@ -293,5 +294,6 @@ class StructuredPruning(PruningCallback):
             self._cut.undo()
         elif here is pl_module and self._cuts is not None:
             cutting.refuse_foreign(trainer, self.state_key)
+        cutting.check_whole(trainer, pl_module, groups)
         self._apply(pl_module, cuts)
         self.unit_scores = None

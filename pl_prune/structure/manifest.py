@@ -21,13 +21,13 @@ def note_cuts(small: nn.Module, dense: nn.Module, cuts: Cuts) -> None:
     """Note on a sliced network how it came about.
 
     Args:
-        small: The sliced network.
-        dense: The network that it was sliced from, itself perhaps a sliced one.
-        cuts: All cuts since the first dense network.
+        small: The sliced network, or one that is about to be sliced.
+        dense: The network that it was sliced from, itself perhaps a sliced one; before it is, if it is the same.
+        cuts: What was sliced off that.
     """
     before = getattr(dense, CUTS, None)
-    shapes = before["dense"] if before else _shapes(dense)
-    small.__dict__[CUTS] = {"cuts": cuts, "dense": shapes}
+    noted = {"cuts": cuts.after(before["cuts"]), "dense": before["dense"]} if before else None
+    small.__dict__[CUTS] = noted or {"cuts": cuts, "dense": _shapes(dense)}
 
 
 def save_shrunk(small: nn.Module, path: str | Path) -> Path:
@@ -36,7 +36,7 @@ def save_shrunk(small: nn.Module, path: str | Path) -> Path:
     The file is there whole or not at all, also when one is replaced.
 
     Args:
-        small: What `shrink` returned; trained since, if you like.
+        small: What `shrink` returned, or a module that `StructuredPruning` has cut; trained since, if you like.
         path: Where to; the suffix becomes `.safetensors`, and `.json` for the manifest to read.
 
     Returns:
@@ -54,6 +54,15 @@ def save_shrunk(small: nn.Module, path: str | Path) -> Path:
             "Save other networks by torch.save(model.state_dict(), path)."
         )
     tensors = _state(small)
+    positions = noted["cuts"].positions
+    for name, dense in noted["dense"].items():
+        left = [len(positions.get(name, {}).get(dim, range(size))) for dim, size in enumerate(dense)]
+        found = list(tensors[name].shape) if name in tensors else "none"
+        if found != left:
+            raise PruneError(
+                f"Expected {name!r} of shape {left}, as `shrink` left it; found {found}. Something else has changed the network "
+                "since: shrink it after that."
+            )
     manifest = {
         "format": _FORMAT,
         "model": type(small).__name__,

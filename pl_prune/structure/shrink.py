@@ -13,7 +13,7 @@ from pl_prune.core.masks import MaskSet
 from pl_prune.core.types import PruneError, check_type
 from pl_prune.structure.constants import fold
 from pl_prune.structure.cut import Cuts, apply, plan
-from pl_prune.structure.manifest import CUTS, note_cuts
+from pl_prune.structure.manifest import note_cuts
 from pl_prune.structure.probe import masked_copy
 from pl_prune.structure.running import Inputs, as_call, disagreement, in_dtype
 from pl_prune.structure.trace import trace_groups
@@ -87,7 +87,7 @@ def shrink(
     exact = all(groups[root].exact or bool(kept.all()) for root, kept in keep.items())
     if exact:
         _verify(masked, small, args, kwargs)
-    note_cuts(small, model, cuts.after(getattr(model, CUTS)["cuts"]) if hasattr(model, CUTS) else cuts)
+    note_cuts(small, model, cuts)
     return small
 
 

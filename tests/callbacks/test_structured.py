@@ -124,6 +124,21 @@ class Bound(Steady):
         return self.built[0]
 
 
+def test_what_is_left_after_a_fit_is_saved_and_loaded_into_a_module_built_anew(tmp_path):
+    module, pruner = Steady(), plp.StructuredPruning(MAGNITUDE, 0.5)
+    Trainer(max_epochs=1, callbacks=[pruner], **QUIET).fit(module, tiny_loader())
+    x = torch.randn(3, 1, 8, 8)
+    path = plp.save_shrunk(module, tmp_path / "small")
+    again = plp.load_shrunk(Steady(), path)
+    assert sizes(again) == sizes(module) != sizes(Steady())
+    assert torch.equal(again.eval()(x), module.eval()(x))
+    groups = plp.trace_groups(module, x)
+    keep = {root: torch.arange(size) > 0 for root, size in groups.sizes.items()}
+    smaller = plp.shrink(module, groups.expand(keep), x, groups)  # cuts of cuts
+    path = plp.save_shrunk(smaller, tmp_path / "smaller")
+    assert torch.equal(plp.load_shrunk(Steady(), path).eval()(x), smaller.eval()(x))
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
 def test_an_optimizer_that_was_built_on_the_whole_network_steps_the_cut_one(kind):
     module, start = Bound(kind), AtStart()
@@ -180,6 +195,13 @@ def test_the_best_checkpoint_is_tested_and_a_second_fit_goes_on(tmp_path):
     with expect_refusal("settings"):
         other = Trainer(max_epochs=3, callbacks=[plp.StructuredPruning(MAGNITUDE, 0.4)], **QUIET)
         other.fit(Steady(), tiny_loader(), ckpt_path=best.best_model_path)
+    wider = Steady()
+    wider.net[6], wider.net[9] = nn.Linear(72, 40), nn.Linear(40, 4)
+    with expect_refusal("net.6.weight is (40, 72) here, (16, 72) there", "same arguments"):
+        Trainer(max_epochs=2, callbacks=[plp.StructuredPruning(MAGNITUDE, 0.5)], **QUIET).fit(
+            wider, tiny_loader(), ckpt_path=best.best_model_path
+        )
+    assert wider.net[0].out_channels == 8
 
 
 def test_a_checkpoint_without_cuts_is_refused_and_the_module_left_whole(tmp_path):
@@ -197,18 +219,26 @@ def test_a_checkpoint_without_cuts_is_refused_and_the_module_left_whole(tmp_path
     assert not module._load_state_dict_pre_hooks
 
 
-def test_a_failure_before_the_fit_leaves_the_module_whole():
+@pytest.mark.parametrize("where", ["setup", "on_fit_start", "validation_step", "configure_optimizers"])
+def test_a_failure_before_the_first_step_leaves_the_module_whole(where):
     class Broken(Steady):
-        def setup(self, stage):
-            raise RuntimeError("broken")
+        pass
 
+    def fail(*_, **__):
+        raise RuntimeError("broken")
+
+    setattr(Broken, where, fail)
     module = Broken()
     before, ids = state(module), [id(p) for p in module.parameters()]
     with pytest.raises(RuntimeError, match="broken"):
-        Trainer(max_epochs=1, callbacks=[plp.StructuredPruning(MAGNITUDE, 0.5)], **QUIET).fit(module, tiny_loader())
+        Trainer(max_epochs=1, callbacks=[plp.StructuredPruning(MAGNITUDE, 0.5)], **QUIET).fit(
+            module, tiny_loader(), tiny_loader(16)
+        )
     assert_same(state(module), before)
     assert [id(p) for p in module.parameters()] == ids
     assert module.net[0].out_channels == 8
+    with expect_refusal("without its cuts"):
+        plp.save_shrunk(module, "nowhere")
     module(torch.randn(2, 1, 8, 8))
 
 
@@ -286,8 +316,10 @@ def test_what_cannot_be_cut_is_refused():
         def configure_optimizers(self):
             return torch.optim.SGD(self.net[0].parameters(), 0.1)
 
+    module = Forgets()
     with expect_refusal("optimizer"):
-        fitted(Forgets(), cut)
+        fitted(module, cut)
+    assert sizes(module) == sizes(Steady())
 
 
 def test_averages_are_taken_of_the_small_network():

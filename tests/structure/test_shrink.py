@@ -190,6 +190,11 @@ def test_files_of_other_networks_and_damaged_ones_are_refused(tmp_path):
         plp.load_shrunk(fresh, tmp_path / "other")
     with expect_refusal("without its cuts"):
         plp.save_shrunk(fresh, path)
+    small = plp.shrink(model, masks, X, groups)
+    small.c1 = conv(1, 1)
+    with expect_refusal("'c1.weight' of shape", "changed the network since"):
+        plp.save_shrunk(small, tmp_path / "changed")
+    assert not (tmp_path / "changed.safetensors").exists()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
