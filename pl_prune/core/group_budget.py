@@ -94,8 +94,9 @@ def select_units(
     low, high = 0 if pool is None else sum(int((~mask).sum()) for mask in pool.values()), most
     if _left(groups, keep(most), target) > budget and (free or sparsity):
         reachable = 1 - Fraction(_left(groups, keep(most), target), everything)
+        nearest = int(reachable * 10_000) / 10_000
         raise PruneError(
-            f"Expected to remove {sparsity:.4g} of the {target}; found that at most {float(reachable):.4f} can go, with "
+            f"Expected to remove {sparsity:.4g} of the {target}; found that at most {nearest:.4f} can go, with "
             f"{allocation.min_per_layer} unit{'s' * (allocation.min_per_layer > 1)} left in each of {len(groups)} groups. "
             "Lower the sparsity, or let more layers be pruned (`exact=False`, `include`, `exclude`)."
         )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from refusal import expect_refusal
@@ -62,10 +64,21 @@ def test_ratios_are_those_of_their_layers_and_the_others_meet_the_budget():
     assert int(select_units(scores, groups, 0.1, ratios={"3": 0.999})["3"].sum()) == 1
 
 
+@pytest.mark.parametrize("target", ["groups", "params", "macs"])
+def test_a_target_out_of_reach_names_the_nearest_one_that_is_not(target):
+    groups, scores = problem()
+    with pytest.raises(plp.PruneError, match=r"at most (0\.\d{4}) can go") as caught:
+        select_units(scores, groups, 0.9995, target)
+    nearest = float(re.search(r"at most (0\.\d{4})", str(caught.value))[1])
+    keep = select_units(scores, groups, nearest, target)
+    whole = left(groups, {r: torch.ones(n, dtype=torch.bool) for r, n in groups.sizes.items()}, target)
+    assert left(groups, keep, target) <= whole * (1 - nearest) + 0.5
+    with expect_refusal("at most", "Lower the sparsity"):
+        select_units(scores, groups, min(nearest + 0.01, 0.9999), target)
+
+
 def test_bad_input_is_refused():
     groups, scores = problem()
-    with expect_refusal("at most"):
-        select_units(scores, groups, 0.999)
     with expect_refusal("ratios"):
         select_units(scores, groups, 0.5, ratios={"none*": 0.5})
     with expect_refusal("score_groups"):
