@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pl_prune.callbacks.base import pruning_callbacks
-from pl_prune.callbacks.report import run_folder
+from pl_prune.callbacks.report import run_folder, units_of
 from pl_prune.core import sync
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.store import read_header
@@ -124,6 +124,7 @@ class RunRecord(Callback):
         result = {
             "method": "; ".join(cb.method for cb in pruning) or "dense",
             "sparsity": masks.sparsity(),
+            "removed": next((u.removed for cb in pruning if (u := units_of(cb)) is not None), 0.0),
             "masks": masks.digest() if masks else None,
             "seed": _seed(),
             "epochs": trainer.current_epoch,

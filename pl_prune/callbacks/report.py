@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from pl_prune.callbacks.base import pruning_callbacks
+from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.callbacks.refusals import refuse_orphans
 from pl_prune.core.batch import batch_size
@@ -144,7 +144,7 @@ def make_report(trainer: Trainer, pl_module: LightningModule, select: Select) ->
                 "outside the optimizers: mask them there, or leave that layer dense with `select.exclude`."
             )
         cost = measure_cost(pl_module, masks, lambda: bridge.loss(pl_module, example), batch_size(example))
-        units = next((Units.of(*cb.units, sliced=not cb.masks) for cb in pruning if cb.units is not None), None)
+        units = next((found for cb in pruning if (found := units_of(cb)) is not None), None)
         if units is not None and units.sliced:  # the whole network is what there was before
             cost = replace(cost, params=units.cost.params, macs=units.cost.macs)
         return PruningReport(
@@ -156,6 +156,18 @@ def make_report(trainer: Trainer, pl_module: LightningModule, select: Select) ->
             metrics={name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
             units=units,
         )
+
+
+def units_of(callback: PruningCallback) -> Units | None:
+    """Count what a callback has left of whole units.
+
+    Args:
+        callback: The callback.
+
+    Returns:
+        The counts; None where it does not prune units.
+    """
+    return None if callback.units is None else Units.of(*callback.units, sliced=not callback.masks)
 
 
 def _masks(trainer: Trainer) -> MaskSet:

@@ -37,6 +37,12 @@ class Run:
     curve: list[dict[str, float]]
     latency: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def pruned(self) -> float | None:
+        """Fraction of parameters that are zero (of the prunable ones) or sliced off (of all); None where nobody knows."""
+        sparsity, removed = self.record.get("sparsity"), self.record.get("removed", 0.0)
+        return None if sparsity is None else float(1 - (1 - sparsity) * (1 - removed))
+
 
 @dataclass(frozen=True)
 class Group:
@@ -58,7 +64,7 @@ class Group:
     @property
     def dense(self) -> bool:
         """Whether it stands outside the grid and nothing is pruned."""
-        return not self.cell.settings and all(not run.record.get("sparsity") for run in self.runs)
+        return not self.cell.settings and all(not run.pruned for run in self.runs)
 
     def average(self, value: Callable[[Run], float | None]) -> float | None:
         """Average something over the runs that have it.
@@ -164,7 +170,7 @@ class Study:
         """The sparsest point, then the densest if it is another one: where figures of one point look."""
 
         def sparsity(point: dict[str, Any]) -> float:
-            found = [g.average(lambda run: run.record.get("sparsity")) for g in self.at(point)]
+            found = [g.average(lambda run: run.pruned) for g in self.at(point)]
             return mean([s for s in found if s is not None] or [0.0])
 
         points = sorted((p for p in self.points if p or not self.keys), key=sparsity)

@@ -35,12 +35,14 @@ def run_page(run: Run) -> tuple[str, list[Picture]]:
     drawn += robustness_figures(run.folder)
     foreign = left_figures(run.folder)
     record, cost = run.record, run.cost
+    removed = record.get("removed")
     path = {True: "yes", False: "NONE, no input reaches the output"}.get(run.path, "unknown")  # type: ignore[arg-type]
     facts = {
         "method": show(record.get("method", "-")),
         "sparsity": f"{record['sparsity']:.4f} of the prunable parameters"
         if is_number(record.get("sparsity"))
         else "-",
+        **({"sliced off": f"{removed:.4f} of all parameters"} if removed else {}),
         "path input to output": path,
         "seed, epochs, steps": ", ".join(show(record.get(key, "-")) for key in ("seed", "epochs", "steps")),
         "wall time, pruning time (s)": f"{show(record.get('seconds', '-'))}, {show(record.get('pruning_seconds', '-'))}",
@@ -56,7 +58,9 @@ def run_page(run: Run) -> tuple[str, list[Picture]]:
     })
     gone = [layer["name"] for layer in run.layers if layer["kept"] == 0]
     narrow = sum(_narrow(layer) and layer["kept"] > 0 for layer in run.layers)
-    lead = f"{facts['method']}: {facts['sparsity']} pruned; {len(gone)} of {len(run.layers)} layers collapsed"
+    lead = f"{facts['method']}: {facts['sparsity']} pruned; "
+    lead += f"{facts['sliced off']} sliced off; " if removed else ""
+    lead += f"{len(gone)} of {len(run.layers)} layers collapsed"
     lead += f" ({', '.join(gone[:3])}{' and more' if len(gone) > 3 else ''})" if gone else ""
     lead += f", {narrow} bottlenecks; path from input to output: {path}."
     if run.latency:

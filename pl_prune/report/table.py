@@ -121,6 +121,11 @@ class PruningReport:
         """Pruned fraction of the prunable parameters."""
         return (self.total - self.kept) / self.total if self.total else 0.0
 
+    @property
+    def removed(self) -> float:
+        """Fraction of the network's parameters that have been sliced off."""
+        return self.units.removed if self.units else 0.0
+
     def collapsed(self) -> list[str]:
         """Name the layers of which nothing is left.
 
@@ -144,7 +149,7 @@ class PruningReport:
             }
             for layer in self.layers
         ]
-        return {**asdict(self), "layers": layers, "sparsity": self.sparsity}
+        return {**asdict(self), "layers": layers, "sparsity": self.sparsity, "removed": self.removed}
 
     def text(self) -> str:
         """Return the layer table and the summary as plain text.
@@ -241,7 +246,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
         folders: Folders that hold a `report.json` of `SparsityReport`.
 
     Returns:
-        Folder, sparsity, counts and metrics of each.
+        Folder, sparsity, fraction that was sliced off, counts and metrics of each.
 
     Raises:
         PruneError: If there is no folder, or one holds no report.
@@ -257,7 +262,8 @@ def read_runs(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
             report = json.loads(file.read_text())
             counts = {key: report["cost"][key] for key in ("params", "params_kept", "macs", "macs_kept")}
             metrics = dict(report["metrics"])
-            runs.append({"run": str(folder), "sparsity": report["sparsity"], **counts, "metrics": metrics})
+            pruned = {"sparsity": report["sparsity"], "removed": report.get("removed", 0.0)}
+            runs.append({"run": str(folder), **pruned, **counts, "metrics": metrics})
         except (ValueError, KeyError, TypeError) as error:
             raise PruneError(
                 f"Expected the report of SparsityReport in {file}; found something else ({error!r}). Run the fit again."
@@ -274,17 +280,20 @@ def comparison(runs: Sequence[dict[str, Any]]) -> Table:
         runs: What `read_runs` returns.
 
     Returns:
-        A row for each run and a column for each metric that all of them have.
+        A row for each run and a column for each metric that all of them have; one for what was sliced off, if anything was.
     """
+    sliced = any(run["removed"] for run in runs)
     shared = [m for m in runs[0]["metrics"] if all(m in run["metrics"] for run in runs)]
     rows = [
         (
             run["run"],
             f"{run['sparsity']:.4f}",
+            *([f"{run['removed']:.4f}"] if sliced else []),
             f"{run['params_kept']:,}",
             f"{run['macs_kept']:,}",
             *(f"{run['metrics'][m]:.4f}" for m in shared),
         )
         for run in runs
     ]
-    return Table(("run", "sparsity", "params kept", "MACs kept", *shared), rows)
+    head = ("run", "sparsity", *(["sliced off"] if sliced else []), "params kept", "MACs kept", *shared)
+    return Table(head, rows)

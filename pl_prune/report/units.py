@@ -41,6 +41,11 @@ class Units:
         (params, macs), (params_kept, macs_kept) = groups.cost({}), groups.cost(keep)
         return cls(dict(keep.counts()), Cost(params, params_kept, macs, macs_kept), sliced)
 
+    @property
+    def removed(self) -> float:
+        """Fraction of the network's parameters that have been sliced off; 0 where units are masked."""
+        return 1 - self.cost.params_kept / max(self.cost.params, 1) if self.sliced else 0.0
+
     def text(self) -> str:
         """Say what is left in one line.
 

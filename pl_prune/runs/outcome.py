@@ -27,7 +27,7 @@ def outcome(spec: Spec, run: RunFolder, metric: str, direction: Literal["maximiz
 
     Returns:
         Key, row, settings, seed, what was asked, the metric after the best and after the last epoch, times, memory,
-        sparsity, digest of the masks, folder.
+        sparsity, the fraction of parameters that was sliced off, digest of the masks, folder.
 
     Raises:
         PruneError: If the run is not finished, or does not log the metric.
@@ -49,6 +49,7 @@ def outcome(spec: Spec, run: RunFolder, metric: str, direction: Literal["maximiz
         "best": max(values) if direction == "maximize" else min(values),
         "last": values[-1],
         **{name: result[name] for name in _KEPT},
+        "removed": result.get("removed", 0.0),
         "folder": str(run.path),
     }
 

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 import pl_prune as plp
 from pl_prune.report.html import write_report
+from pl_prune.report.table import compare
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:.*num_workers")
 SAMPLES = plp.Samples(per_class=4)
@@ -35,6 +36,9 @@ def test_units_are_recorded_and_reported(fit, tmp_path, shrink):
     cost = report["units"]["cost"]
     assert (cost["params"], cost["macs"], cost["params_kept"], cost["macs_kept"]) == (*dense, *left)
     assert (report["cost"]["params"], report["cost"]["macs"]) == dense
+    result = run.result()
+    assert result["removed"] == report["removed"] == pytest.approx(1 - left[0] / dense[0] if shrink else 0.0)
+    assert (result["sparsity"] == 0) == shrink
     if shrink:
         assert (report["cost"]["params_kept"], report["cost"]["macs_kept"]) == left
         assert left[0] == sum(p.numel() for p in module.parameters())
@@ -42,6 +46,8 @@ def test_units_are_recorded_and_reported(fit, tmp_path, shrink):
         assert left[0] < report["cost"]["params_kept"] < dense[0]  # columns that read what is zero are there
     text = write_report(run.path, tmp_path / "page").read_text()
     assert "<h2>Units</h2>" in text
+    assert (f"{result['removed']:.4f} of all parameters" in text) == shrink
+    assert ("sliced off" in compare([run.path]).splitlines()[0]) == shrink
     for root, (kept, total) in keep.counts().items():
         assert root in text
         assert f"{kept} / {total}" in text

@@ -131,6 +131,7 @@ def add(folder: Path, row: str, settings: dict, seed: int, last: float, **more) 
     (run.path / "report.json").write_text(json.dumps(report))
     result = {"method": f"{row}() at {sparsity}", "sparsity": sparsity, "seed": seed, "epochs": 3, "steps": 30}
     result |= {"seconds": 5.0 + seed, "pruning_seconds": 0.5, "peak_bytes": 2**30, "metrics": {"val/acc": last}}
+    result |= {"removed": more["removed"]} if "removed" in more else {}
     if sparsity and "criterion" in more:
         run.keep_scores(scores, {"criterion": more["criterion"], "weights": f"of seed {seed}"})
     run.finish(result, masks)
@@ -396,6 +397,19 @@ def test_a_single_run_has_its_summary_layers_and_curves(study, tmp_path):
     (run / "report.json").unlink()
     (run / "metrics.jsonl").unlink()
     assert "no report.json" in Page(write_report(run)).texts["li"]
+
+
+def test_a_network_that_lost_units_is_not_the_dense_one(tmp_path):
+    for row, removed in (("whole", 0.0), ("half", 0.5)):
+        add(tmp_path / "s", row, {}, 0, 0.9, removed=removed)
+    for kind, removed in (("a", 0.2), ("b", 0.8), ("c", 0.4)):
+        add(tmp_path / "s", "other", {"prune.kind": kind}, 0, 0.9, removed=removed)
+    study = read_study(tmp_path / "s", "val/acc", "maximize")
+    assert study.dense.cell.row == "whole"
+    assert [group.cell.row for group in study.at({})] == ["half"]
+    assert study.shown == [{"prune.kind": "b"}, {"prune.kind": "a"}]  # the smallest and the largest network
+    page = Page(write_report(tmp_path / "s" / "runs" / "half__seed=0"))
+    assert "0.5000 of all parameters" in page.texts["all"]
 
 
 def test_scores_are_compared_at_one_seed_and_the_same_weights(written, tmp_path):
