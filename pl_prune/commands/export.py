@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from pl_prune.callbacks.structured import StructuredPruning
@@ -74,6 +75,7 @@ def run(argv: Sequence[str]) -> int:
 
     check_count("--batch", options.batch)
     check_count("--repeats", options.repeats)
+    device = _device(options.device)
     if not Path(options.ckpt).is_file():
         raise PruneError(f"Expected a checkpoint; found none at {options.ckpt!r}. Look at the path.")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -85,7 +87,6 @@ def run(argv: Sequence[str]) -> int:
     words = [*recipe_words(options.config, options.ckpt), *rest, "--weights=null", "--ckpt_path=null"]
     model = Recipe(words, look).model
     ((inputs, source),) = taken
-    device = torch.device(options.device)
     inputs, dense = moved(inputs, device), copy.deepcopy(model).to(device).eval()
     network, sliced = network_of(dense, options.ckpt)
     written, rows, why = _compare(dense, network.eval(), sliced, inputs, options)
@@ -171,6 +172,20 @@ def _compare(
         for name, one in networks.items()
     ]
     return files[last], rows, why
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    from pl_prune.core.types import PruneError
+
+    try:
+        return torch.empty(0, device=name).device
+    except Exception as error:
+        raise PruneError(
+            f"Expected a device of this machine; found {name!r} ({str(error).splitlines()[0][:150]}). Take --device cpu, or cuda where "
+            "torch sees a GPU."
+        ) from error
 
 
 def _out(options: argparse.Namespace) -> Path:

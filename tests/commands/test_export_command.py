@@ -148,6 +148,7 @@ def test_what_is_refused(runs, capsys):
         (["--ckpt=odd.ckpt", "--config", RECIPE], "of other names or shapes"),
         (["--ckpt", str(runs["cut"]), *wider], "its cuts do not fit"),
         (["--ckpt", str(runs["masked"]), "--batch=0"], "--batch to be a whole number"),
+        (["--ckpt", str(runs["masked"]), "--device=toaster"], "found 'toaster'"),
     ):
         assert main(["export", *argv, "--out", "out", *(QUICK if "--batch=0" not in argv else [])]) == 2
         assert said in capsys.readouterr().err
