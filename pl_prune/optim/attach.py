@@ -17,8 +17,7 @@ from pl_prune.core.types import PruneError, check_type
 class Enforcement:
     """Keep masks in force on live parameters.
 
-    Masked gradients alone do not hold zeros under momentum or weight decay, so weights are zeroed again after every
-    real
+    Masked gradients alone do not hold zeros under momentum or weight decay, so weights are zeroed again after every real
     optimizer step; the step hook is not called when a GradScaler skips a step.
 
     Args:
