@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from pl_prune.adversarial.scores import HARP, proportional
-from pl_prune.core.types import prune_count
+from pl_prune.adversarial.scores import HARP
 
 _MOMENTUM = 0.9
 
@@ -20,29 +19,33 @@ class Rates:
 
     Args:
         learner: Its settings.
-        params: The layers' parameters by name.
-        sparsity: Fraction of all entries to prune.
+        start: Density of each layer at first.
+        costs: What each layer costs whole, as the budget counts it: its entries, or its multiply-accumulates.
+        carriers: The parameter of each layer, whose optimizer says learning rate and weight decay.
 
     Attributes:
         raw: r, (layers,) of float64 on the CPU.
+        density: k, that of the whole network.
         growing: Whether the factor of the budget's term still grows with the epochs.
 
     Source:
         HARP, equations 3 to 6; see `pl_prune.HARP`.
     """
 
-    def __init__(self, learner: HARP, params: Mapping[str, nn.Parameter], sparsity: float) -> None:
+    def __init__(
+        self,
+        learner: HARP,
+        start: Mapping[str, float],
+        costs: Mapping[str, float],
+        carriers: Mapping[str, nn.Parameter],
+    ) -> None:
         self._learner = learner
-        self._params = params
-        self._sizes = {name: p.numel() for name, p in params.items()}
-        total = sum(self._sizes.values())
-        self._keep = total - prune_count(sparsity, total)
-        self.density = self._keep / total
-        share = {name: sum(p.shape) / p.numel() if learner.start == "erk" else 1.0 for name, p in params.items()}
-        start = proportional(self._sizes, share, self._keep)
-        k = torch.tensor([start[name] / n for name, n in self._sizes.items()], dtype=torch.float64).clamp_(max=0.99)
+        self._carriers = carriers
+        self._costs = torch.tensor([costs[name] for name in carriers], dtype=torch.float64)
+        k = torch.tensor([start[name] for name in carriers], dtype=torch.float64)
+        self.density = float((self._costs * k).sum() / self._costs.sum())
         least = learner.least * self.density
-        self.raw = torch.logit(((k - least) / (1 - least)).clamp_(min=1e-6))
+        self.raw = torch.logit(((k.clamp(max=0.99) - least) / (1 - least)).clamp_(min=1e-6))
         self.raw.requires_grad_()
         self._optimizer = SGD([self.raw], lr=1.0, momentum=_MOMENTUM)
         self.growing, self._factor = True, learner.weight
@@ -52,15 +55,13 @@ class Rates:
         least = self._learner.least * self.density
         return torch.sigmoid(self.raw) * (1 - least) + least
 
-    def counts(self) -> dict[str, int]:
-        """Return how many entries each layer keeps: the learned densities, scaled to exactly the budget."""
-        densities = self.densities().detach().tolist()
-        return proportional(self._sizes, dict(zip(self._sizes, densities, strict=True)), self._keep)
+    def by_layer(self) -> dict[str, float]:
+        """Return the densities by layer."""
+        return dict(zip(self._carriers, self.densities().detach().tolist(), strict=True))
 
     def excess(self) -> Tensor:
         """Return by which fraction the learned densities, as they are, exceed the budget; 0 within it."""
-        n = torch.tensor(list(self._sizes.values()), dtype=torch.float64)
-        return ((n * self.densities()).sum() / (self.density * n.sum()) - 1).clamp(min=0)
+        return ((self._costs * self.densities()).sum() / (self.density * self._costs.sum()) - 1).clamp(min=0)
 
     @torch.enable_grad()
     def step(self, gradients: Mapping[str, Tensor | None], optimizer: Optimizer) -> None:
@@ -70,7 +71,7 @@ class Rates:
             gradients: dL/dk of the loss alone, by layer: the sum of dL/dM over its mask.
             optimizer: Whose learning rate and weight decay to use, that of the first layer's group.
         """
-        order = list(self._sizes)
+        order = list(self._carriers)
         found = [(i, g) for i, name in enumerate(order) if (g := gradients.get(name)) is not None]
         if not found:
             return
@@ -78,7 +79,7 @@ class Rates:
         slope[[i for i, _ in found]] = torch.stack([g.double() for _, g in found]).cpu()
         loss = (self.densities() * slope).sum() + self._factor * self.excess()
         (self.raw.grad,) = torch.autograd.grad(loss, [self.raw])
-        first = id(self._params[order[found[0][0]]])
+        first = id(self._carriers[order[found[0][0]]])
         theirs = next(group for group in optimizer.param_groups if any(id(p) == first for p in group["params"]))
         self._optimizer.param_groups[0].update(lr=float(theirs["lr"]), weight_decay=theirs.get("weight_decay", 0.0))
         self._optimizer.step()

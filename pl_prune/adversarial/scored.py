@@ -1,4 +1,4 @@
-"""`ScoredWeights`: parameters that hold w0 * M(s), while an optimizer steps s in their place."""
+"""`ScoredWeights`: one learned score for each weight."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pl_prune.adversarial.rates import Rates
-from pl_prune.adversarial.scores import HARP, ScoreLearner, top_mask
+from pl_prune.adversarial.score_state import Scored, check_precision, normalize_
+from pl_prune.adversarial.scores import HARP, ScoreLearner, proportional, top_mask
 from pl_prune.core.masks import MaskSet
-from pl_prune.core.types import PruneError
 
 _KEPT = 4  # added to the sign of a score, in one byte, where its weight is in the network
 
 
-class ScoredWeights:
-    """Learn scores with the optimizer that is there, without any parametrization.
+class ScoredWeights(Scored):
+    """One score for each weight: beside the parameters live w0, s (each of their size and type) and one byte an entry.
 
-    Beside the parameters live w0, s (each of their size and type) and one byte an entry. Around an optimizer's step, gradients
-    become sign(s) w0 dL/dw and values become s (`enter`); behind it s is read and w0 * M(s) is put back (`leave`). That is bit for
-    bit what an optimizer does to scores that are parameters themselves.
+    What an optimizer does to these scores is bit for bit what it does to scores that are parameters themselves.
 
     Args:
         params: The parameters, by name.
@@ -30,11 +28,6 @@ class ScoredWeights:
         sparsity: Fraction of all entries to prune.
         seed: Of what the learner draws.
         state: What `state_dict` returned, to go on from there; None: begin.
-
-    Attributes:
-        weights: w0 by name.
-        scores: s by name.
-        rates: The densities that HARP learns; None for other learners.
 
     Raises:
         PruneError: If a parameter is of low precision, the sparsity leaves a layer empty, or the state is of other parameters.
@@ -48,45 +41,36 @@ class ScoredWeights:
         seed: int = 0,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        low = next((name for name, p in params.items() if p.dtype not in (torch.float32, torch.float64)), None)
-        if low is not None:
-            raise PruneError(
-                f"Expected parameters of 32 or 64 bits, since scores of fewer cannot be ranked; found {low!r} of {params[low].dtype}. "
-                "Train with precision 'bf16-mixed' or '16-mixed'."
-            )
-        self.params, self.learner = params, learner
-        sizes = {name: p.numel() for name, p in params.items()}
-        self.rates = Rates(learner, params, sparsity) if isinstance(learner, HARP) else None
-        self._counts = learner.counts(sizes, sparsity)
+        check_precision(params)
+        self._sizes = {name: p.numel() for name, p in params.items()}
+        self._counts = learner.counts(self._sizes, sparsity)
+        self.rates = None
+        if isinstance(learner, HARP):
+            shares = learner.shares({name: tuple(p.shape) for name, p in params.items()})
+            begin = proportional(self._sizes, shares, sum(self._counts.values()))
+            start = {name: begin[name] / n for name, n in self._sizes.items()}
+            self.rates = Rates(learner, start, self._sizes, params)
         self._marks: dict[str, Tensor] = {}
-        self._entered: dict[str, Tensor | None] = {}  # gradients of densities, of parameters that hold scores now
-        self.moved = False
-        begun = (
-            {name: learner.begin(name, p, seed) for name, p in params.items()} if state is None else self._read(state)
-        )
-        self.weights = {name: w0 for name, (w0, _) in begun.items()}
-        self.scores = {name: s for name, (_, s) in begun.items()}
-        self.put()
-
-    @property
-    def entered(self) -> bool:
-        """Whether parameters hold scores now."""
-        return bool(self._entered)
+        begun = {name: learner.begin(name, p, seed) for name, p in params.items()}
+        super().__init__(params, {n: w0 for n, (w0, _) in begun.items()}, {n: s for n, (_, s) in begun.items()}, state)
 
     @property
     def counts(self) -> dict[str, int]:
         """How many entries each layer keeps now."""
-        return self._counts if self.rates is None else self.rates.counts()
+        if self.rates is None:
+            return self._counts
+        return proportional(self._sizes, self.rates.by_layer(), sum(self._counts.values()))
+
+    @property
+    def carriers(self) -> Mapping[str, nn.Parameter]:
+        """The parameters themselves."""
+        return self.params
 
     def masks(self) -> MaskSet:
         """Return M(s), whatever the parameters hold at the moment."""
         if self.moved:
             return MaskSet({name: top_mask(s, self.counts[name]) for name, s in self.scores.items()})
         return MaskSet({name: marks > 1 for name, marks in self._marks.items()})
-
-    def kept_weights(self) -> dict[str, Tensor]:
-        """Return w0 * M(s), new tensors by name, whatever the parameters hold at the moment."""
-        return {name: self.weights[name].masked_fill(~mask, 0) for name, mask in self.masks().items()}
 
     def kept(self, name: str) -> Tensor:
         """Return which entries of a parameter are in the network as it is.
@@ -115,17 +99,6 @@ class ScoredWeights:
         self.moved = moves is not None
 
     @torch.no_grad()
-    def shift(self, moves: Mapping[str, Tensor]) -> None:
-        """Add to the weights that are in the network; the scores stay.
-
-        Args:
-            moves: By name.
-        """
-        for name, move in moves.items():
-            self.params[name].add_(move.masked_fill(~self.kept(name), 0))
-        self.moved = True
-
-    @torch.no_grad()
     def score_gradient(self, name: str, gradient: Tensor) -> Tensor:
         """Return the straight-through gradient of a layer's scores, where the network is.
 
@@ -139,6 +112,17 @@ class ScoredWeights:
         marks = self._marks[name]
         return gradient * self.weights[name] * (marks - _KEPT * (marks > 1))
 
+    def score_gradients(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the straight-through gradients of scores, where the network is.
+
+        Args:
+            gradients: dL/dw by parameter.
+
+        Returns:
+            By parameter.
+        """
+        return {name: self.score_gradient(name, g) for name, g in gradients.items()}
+
     @torch.no_grad()
     def enter(self, optimizer: Optimizer, normalize: bool = False) -> None:
         """Give an optimizer that is about to step the scores and their gradients.
@@ -150,88 +134,21 @@ class ScoredWeights:
         mine = self._stepped_by(optimizer)
         for name in mine:
             p = self.params[name]
-            if p.grad is None:
-                self._entered[name] = None
-                p.copy_(self.scores[name])
-                continue
-            self._entered[name] = (p.grad * self.weights[name]).sum() if self.rates else None
-            p.grad.copy_(self.score_gradient(name, p.grad))
+            self._entered[name] = None
+            if p.grad is not None:
+                self._entered[name] = (p.grad * self.weights[name]).sum() if self.rates else None
+                p.grad.copy_(self.score_gradient(name, p.grad))
             p.copy_(self.scores[name])
-        gradients = [g for name in mine if (g := self.params[name].grad) is not None]
-        if normalize and gradients:
-            length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            torch._foreach_div_(gradients, length.clamp_(min=torch.finfo(length.dtype).tiny))
+        if normalize:
+            normalize_([g for name in mine if (g := self.params[name].grad) is not None])
 
-    @torch.no_grad()
-    def leave(self, optimizer: Optimizer) -> None:
-        """Take the scores that an optimizer has stepped, and put the weights of the new masks back.
+    def take(self, layer: str) -> Tensor:
+        """Return the scores of a layer out of its parameter.
 
         Args:
-            optimizer: The optimizer.
-        """
-        mine = [name for name in self._stepped_by(optimizer) if name in self._entered]
-        if not mine:
-            return
-        for name in mine:
-            self.scores[name].copy_(self.params[name])
-        if self.rates is not None:
-            self.rates.step({name: self._entered[name] for name in mine}, optimizer)
-        self._entered = {name: g for name, g in self._entered.items() if name not in mine}
-        if not self._entered:
-            self.put()
-
-    def undo(self) -> None:
-        """Put the weights back where scores were not stepped: after an update that a GradScaler skipped, or an error."""
-        if self._entered or self.moved:
-            self._entered = {}
-            self.put()
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return scores and densities as they are now; what is learned later does not change them."""
-        rates = {} if self.rates is None else self.rates.state_dict()
-        return {"scores": {name: s.clone() for name, s in self.scores.items()}, "rates": rates}
-
-    @torch.no_grad()
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Take scores and densities back, and put the weights of their masks into the parameters.
-
-        Args:
-            snapshot: What `snapshot` returned.
-        """
-        for name, s in self.scores.items():
-            s.copy_(snapshot["scores"][name])
-        if self.rates is not None:
-            self.rates.load_state_dict(snapshot["rates"])
-        self._entered = {}
-        self.put()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return weights, scores and densities.
+            layer: Its name.
 
         Returns:
-            Tensors and plain containers only.
+            Of its shape.
         """
-        rates = {} if self.rates is None else self.rates.state_dict()
-        return {"weights": dict(self.weights), "scores": dict(self.scores), "rates": rates}
-
-    def _read(self, state: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-        odd = [
-            name
-            for name in {*self.params, *state["weights"]}
-            if name not in self.params or state["weights"].get(name, torch.empty(0)).shape != self.params[name].shape
-        ]
-        if odd:
-            raise PruneError(
-                f"Expected scores of this network's parameters; found others, {sorted(odd)[:5]} among them. "
-                "Build the network that they were learned for."
-            )
-        if self.rates is not None:
-            self.rates.load_state_dict(state["rates"])
-        return {
-            name: (state["weights"][name].to(p, copy=True), state["scores"][name].to(p, copy=True))
-            for name, p in self.params.items()
-        }
-
-    def _stepped_by(self, optimizer: Optimizer) -> list[str]:
-        theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return [name for name, p in self.params.items() if id(p) in theirs]
+        return self.params[layer]

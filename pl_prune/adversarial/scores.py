@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from typing import ClassVar, Literal
 
 import torch
@@ -134,6 +134,17 @@ class HARP(ScoreLearner):
             if not 0 <= value < high or (name == "least" and not value):
                 bound = "in (0, 1)" if name == "least" else "of 0 or more"
                 raise PruneError(f"Expected {name} {bound}; found {value!r}. The paper uses least=0.1 and weight=0.01.")
+
+    def shares(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+        """Say what densities start in proportion to.
+
+        Args:
+            shapes: Shapes of the layers' weights.
+
+        Returns:
+            By `start`.
+        """
+        return {name: sum(shape) / prod(shape) if self.start == "erk" else 1.0 for name, shape in shapes.items()}
 
     def begin(self, name: str, weight: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Scale the weights, as HYDRA does.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from pl_prune.adversarial.perturb import Mode, check_perturbation, learning_rates, perturbation
-from pl_prune.adversarial.scored import ScoredWeights
+from pl_prune.adversarial.score_state import Scored
 from pl_prune.adversarial.scores import HYDRA, ScoreLearner
 from pl_prune.callbacks.aside import batch_gradient, refuse_steps
 from pl_prune.callbacks.score_learning import Best, ScoreLearning
@@ -136,12 +137,12 @@ class S2AP(ScoreLearning):
         if self.perturbation == "gradient":
             gradient = batch_gradient(trainer, pl_module, batch, batch_idx, scored.params)
             if self.perturb == "scores":
-                gradient = {name: scored.score_gradient(name, g) for name, g in gradient.items()}
+                gradient = scored.score_gradients(gradient)
             self._move(trainer, scored, gradient)
         elif self._gradient is not None:
             self._move(trainer, scored, self._gradient)
 
-    def enter(self, scored: ScoredWeights, optimizer: Optimizer) -> None:
+    def enter(self, scored: Scored, optimizer: Optimizer) -> None:
         """Put scores in the place of weights.
 
         Args:
@@ -149,10 +150,9 @@ class S2AP(ScoreLearning):
             optimizer: The optimizer about to step.
         """
         if self.gamma and self.perturbation == "reuse":
-            found = {name: p.grad for name, p in scored.params.items() if p.grad is not None}
-            of = scored.score_gradient if self.perturb == "scores" else lambda _, g: g.clone()
-            held = self._gradient or {name: p.new_zeros(p.shape) for name, p in scored.params.items()}
-            self._gradient = {name: of(name, found[name]) if name in found else held[name] for name in scored.params}
+            found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in scored.params.items()}
+            scores = self.perturb == "scores"
+            self._gradient = scored.score_gradients(found) if scores else {n: g.clone() for n, g in found.items()}
         scored.enter(optimizer, self.normalize_update)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,8 +165,8 @@ class S2AP(ScoreLearning):
         if self.scored is not None:
             self.scored.undo()
 
-    def _move(self, trainer: Trainer, scored: ScoredWeights, gradient: dict[str, Tensor]) -> None:
-        rates = learning_rates(trainer.optimizers, scored.params)
+    def _move(self, trainer: Trainer, scored: Scored, gradient: dict[str, Tensor]) -> None:
+        rates = learning_rates(trainer.optimizers, scored.carriers if self.perturb == "scores" else scored.params)
         values = scored.scores if self.perturb == "scores" else {n: p.detach() for n, p in scored.params.items()}
         if self.perturb == "weights":
             gradient = {name: g.masked_fill(~scored.kept(name), 0) for name, g in gradient.items()}

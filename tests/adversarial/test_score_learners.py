@@ -13,7 +13,6 @@ from torch import nn
 from torch.func import functional_call
 
 import pl_prune as plp
-from pl_prune.adversarial.rates import Rates
 from pl_prune.adversarial.scored import ScoredWeights
 from pl_prune.adversarial.scores import proportional, top_mask
 
@@ -170,14 +169,15 @@ def test_harps_densities_begin_where_they_are_told_and_learn_by_their_formula(st
     net = network()
     params = selected(net)
     learner = plp.HARP(start=start, weight=0.5)
-    rates = Rates(learner, params, 0.7)
+    scored = ScoredWeights(params, learner, 0.7)
+    rates = scored.rates
     sizes = {name: p.numel() for name, p in params.items()}
     keep = sum(sizes.values()) - round(0.7 * sum(sizes.values()))
     shares = {name: sum(p.shape) / p.numel() if start == "erk" else 1.0 for name, p in params.items()}
     begin = proportional(sizes, shares, keep)
     expected = torch.tensor([min(begin[name] / n, 0.99) for name, n in sizes.items()], dtype=torch.float64)
     torch.testing.assert_close(rates.densities().detach(), expected)
-    assert sum(rates.counts().values()) == keep
+    assert sum(scored.counts.values()) == keep
 
     with torch.no_grad():
         rates.raw.add_(torch.tensor([0.4, 0.3]))  # beyond the budget
@@ -196,7 +196,7 @@ def test_harps_densities_begin_where_they_are_told_and_learn_by_their_formula(st
 
 
 def test_harps_factor_stops_growing_once_the_budget_holds():
-    rates = Rates(plp.HARP(weight=0.01), selected(network()), 0.7)
+    rates = ScoredWeights(selected(network()), plp.HARP(weight=0.01), 0.7).rates
     with torch.no_grad():
         rates.raw.add_(0.5)
     factors = []
@@ -208,7 +208,7 @@ def test_harps_factor_stops_growing_once_the_budget_holds():
                 rates.raw.sub_(1)
     assert factors == [0.01, 0.02, 0.03, 0.03, 0.03]
     assert not rates.growing
-    again = Rates(plp.HARP(weight=0.01), selected(network()), 0.7)
+    again = ScoredWeights(selected(network()), plp.HARP(weight=0.01), 0.7).rates
     again.load_state_dict(rates.state_dict())
     assert torch.equal(again.raw, rates.raw)
     assert not again.growing
