@@ -2,7 +2,7 @@
 
 For each: trace, remove 30 % of the units of every group at random, shrink, compare with the masked network in float64
 and float32, write to a file and load it again. Ends with 1 if a network does not agree to 1e-12 and 1e-5 of the largest output,
-or does not load as it was.
+does not load as it was, or is refused though it is not among those that have to be.
 
     python benchmarks/structured_zoo.py [NAME ...]
 """
@@ -138,6 +138,10 @@ ZOO: dict[str, Case] = {
 }
 
 
+REFUSED = {"timm resnetv2_50 (weight standardisation, GroupNorm)"}
+"""Without a channel that could leave unnoticed: columns of standardised weights count in the scale of the others."""
+
+
 def random_keep(groups: plp.ParameterGroups, share: float, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     keep = {}
@@ -196,10 +200,12 @@ def main() -> int:
         try:
             row, agrees = measure(name)
         except Exception as error:
-            row, agrees = f"| {name} | {type(error).__name__}: {str(error)[:400]} |", False
+            row = f"| {name} | {type(error).__name__}: {str(error)[:400]} |"
+            agrees = isinstance(error, plp.PruneError) and name in REFUSED
         print(row, flush=True)
         failed += [] if agrees else [name]
-    print(f"\n{len(names) - len(failed)} of {len(names)} networks agree; failed: {', '.join(failed) or 'none'}")
+    told = f"{len(names) - len(failed)} of {len(names)} networks agree, or are refused as they have to be"
+    print(f"\n{told}; failed: {', '.join(failed) or 'none'}")
     return int(bool(failed))
 
 

@@ -17,6 +17,26 @@ MASKS = (
 )
 
 
+SLICED = (
+    "Where units were sliced off, parameters and MACs kept are those of the network that was trained, and wall times too; the "
+    "layers shown are the units of the whole network."
+)
+
+
+def about_counts(runs: Sequence[Run]) -> list[str]:
+    """Say what counts and wall times of runs mean.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        A note on masks, on slices, or both.
+    """
+    sliced = any(run.sliced for run in runs)
+    masked = any(run.pruned and not run.sliced for run in runs) or not sliced
+    return [*([MASKS] if masked else []), *([SLICED] if sliced else [])]
+
+
 def cost_table(study: Study) -> str:
     """Write parameters, MACs and latency of every row at every point.
 

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from pl_prune.report.canvas import INK, Picture, band, draw, legend, legend_height, look
+from pl_prune.report.canvas import INK, Picture, draw, legend, legend_height, look
+from pl_prune.report.epochs import epoch_axis, over_seeds, trace
 from pl_prune.report.grid import Run, Study
-from pl_prune.report.words import abbreviate, apart, spread
+from pl_prune.report.sharpness import is_sharpness, run_sharpness, sharpness_figures
+from pl_prune.report.words import abbreviate, apart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_EPOCHS = 120
-_MARKS = 8
-
 
 def curve_figures(study: Study) -> list[Picture]:
-    """Draw the metric over the epochs for every row, at the sparsest and at the densest point.
+    """Draw the metric over the epochs for every row, at the sparsest and at the densest point; and sharpness, where it was measured.
 
     Args:
         study: The study.
 
     Returns:
-        At most two figures; none where no run logged the metric.
+        At most four figures; none where no run logged the metric.
     """
     figures = []
     for number, point in enumerate(study.shown):
-        lines = {g.cell.row: _over_seeds(g.runs, study.metric) for g in study.at(point)}
+        lines = {g.cell.row: over_seeds(g.runs, study.metric) for g in study.at(point)}
         lines = {row: line for row, line in lines.items() if line}
         if not lines:
             continue
-        if study.dense is not None and (line := _over_seeds(study.dense.runs, study.metric)):
+        if study.dense is not None and (line := over_seeds(study.dense.runs, study.metric)):
             lines[study.dense.cell.row] = line
         labels = apart(list(lines), 28)
         several = any(len(values) > 1 for line in lines.values() for _, values in line)
@@ -44,15 +41,9 @@ def curve_figures(study: Study) -> list[Picture]:
             for row, line in lines.items():
                 dense = study.dense is not None and row == study.dense.cell.row
                 own = {"color": INK, "linestyle": (0, (6, 2)), "marker": ""} if dense else look(study.rows.index(row))
-                style = {**own, "markevery": max(1, len(line) // _MARKS)}
-                xs = [epoch for epoch, _ in line]
-                middle = [mean(values) for _, values in line]
-                band(axes, xs, middle, [spread(values) for _, values in line], style["color"])
-                handles += axes.plot(xs, middle, **style)
-            axes.set_xlabel("epoch")
-            axes.locator_params("x", integer=True)
+                handles.append(trace(axes, line, own))
+            epoch_axis(axes)
             axes.set_ylabel(abbreviate(study.metric, 44))
-            axes.grid(alpha=0.2)
             legend(figure, axes, handles, labels)
 
         bands = "bands are ±1 standard deviation over seeds" if several else "a single seed each, so there are no bands"
@@ -61,30 +52,17 @@ def curve_figures(study: Study) -> list[Picture]:
         )
         title = f"{study.metric} during training at {study.label(point)}"
         figures.append(draw(f"training_{number + 1}", title, caption, 2.8 + legend_height(labels), paint))
-    return figures
-
-
-def _over_seeds(runs: Sequence[Run], metric: str) -> list[tuple[float, list[float]]]:
-    """Return at most 120 epochs, each with the values of the seeds that logged a finite one."""
-    found: dict[float, list[float]] = {}
-    for run in runs:
-        for place, record in enumerate(run.curve):
-            value = record.get(metric)
-            if isinstance(value, int | float) and isfinite(value):
-                found.setdefault(record.get("epoch", place), []).append(value)
-    line = sorted(found.items())
-    step = max(1, -(-len(line) // _EPOCHS))
-    return line[::-1][::step][::-1]
+    return [*figures, *sharpness_figures(study)]
 
 
 def run_figures(run: Run) -> list[Picture]:
-    """Draw a single run: the density of its layers, and its metrics over the epochs.
+    """Draw a single run: the density of its layers, and its metrics over the epochs; sharpness has a figure of its own.
 
     Args:
         run: The run.
 
     Returns:
-        At most nine figures.
+        At most ten figures.
     """
     figures = [_densities(run)] if run.layers else []
     names = list(
@@ -92,9 +70,10 @@ def run_figures(run: Run) -> list[Picture]:
     )
     kinds: dict[str, list[str]] = {}
     for name in names:
-        if _over_seeds([run], name):
+        if over_seeds([run], name) and not is_sharpness(name):
             kinds.setdefault(name.rpartition("/")[2], []).append(name)
-    return [*figures, *(_metric(run, kind, found[:8], i) for i, (kind, found) in enumerate(list(kinds.items())[:8]))]
+    figures += [_metric(run, kind, found[:8], i) for i, (kind, found) in enumerate(list(kinds.items())[:8])]
+    return [*figures, *run_sharpness(run)]
 
 
 def _metric(run: Run, kind: str, names: Sequence[str], number: int) -> Picture:
@@ -104,13 +83,9 @@ def _metric(run: Run, kind: str, names: Sequence[str], number: int) -> Picture:
         axes = figure.add_subplot()
         handles = []
         for place, name in enumerate(names):
-            line = _over_seeds([run], name)
-            style = {**look(place), "markevery": max(1, len(line) // _MARKS)}
-            handles += axes.plot([epoch for epoch, _ in line], [v[0] for _, v in line], **style)
-        axes.set_xlabel("epoch")
-        axes.locator_params("x", integer=True)
+            handles.append(trace(axes, over_seeds([run], name), look(place)))
+        epoch_axis(axes)
         axes.set_ylabel(abbreviate(kind, 44))
-        axes.grid(alpha=0.2)
         legend(figure, axes, handles, labels)
 
     caption = "Look at the end of the lines: the run is one seed, so small differences between its epochs mean little."
@@ -130,7 +105,7 @@ def _densities(run: Run) -> Picture:
         axes.set_ylim(len(shares) - 0.4, -0.6)
         axes.set_xlim(0, 112)
         axes.set_xticks([0, 25, 50, 75, 100])
-        axes.set_xlabel("density (% of the layer's entries kept)")
+        axes.set_xlabel(f"density (% of the layer's {'units' if run.sliced else 'entries'} kept)")
         axes.grid(axis="x", alpha=0.2)
 
     caption = "Look for short bars, layers of which little is kept, and for the word nothing, where none is."

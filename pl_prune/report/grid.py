@@ -22,11 +22,12 @@ class Run:
     Args:
         folder: Where its files are.
         record: Its line of results.jsonl, or its result.json.
-        layers: Layers of report.json; none where it is missing.
+        layers: Layers of report.json, of a network that lost units those; none where it is missing.
         cost: Whole-model counts of report.json.
         path: Whether an input reaches the output; None where nobody knows.
         curve: A record for each epoch; none where metrics.jsonl is missing.
         latency: Measured latency of report.json; none where it was not asked for.
+        sliced: Whether units have been sliced off, and nothing of what is left is masked.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class Run:
     path: bool | None
     curve: list[dict[str, float]]
     latency: dict[str, Any] = field(default_factory=dict)
+    sliced: bool = False
 
     @property
     def pruned(self) -> float | None:

@@ -39,7 +39,8 @@ def density_figures(study: Study) -> list[Picture]:
         table = [[_density(g, name) for g in groups] for name in layers]
         title = f"Density of each layer at {study.label(point)}"
         caption = (
-            "Look for dark cells, where little is kept (% of the layer's entries, mean over seeds; log scale), "
+            "Look for dark cells, where little is kept (% of the layer's entries, or of its units where those were sliced off; mean "
+            "over seeds; log scale), "
             "and for crosses, where nothing is."
         )
 

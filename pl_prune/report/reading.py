@@ -79,7 +79,11 @@ def read_run(folder: Path, record: dict[str, Any]) -> Run:
     """
     file = folder / "report.json"
     report = read_json(file) if file.is_file() else {}
+    units = report.get("units")
+    sliced = isinstance(units, dict) and bool(units.get("sliced")) and not report.get("sparsity")
     layers, cost, latency = report.get("layers", []), report.get("cost", {}), report.get("latency") or {}
+    if sliced:
+        layers = _of_units(units)
     if (
         not isinstance(layers, list)
         or not isinstance(cost, dict)
@@ -92,7 +96,18 @@ def read_run(folder: Path, record: dict[str, Any]) -> Run:
         )
     metrics = folder / "metrics.jsonl"
     curve = read_lines(metrics) if metrics.is_file() else []
-    return Run(folder, record, layers, cost, report.get("path"), curve, latency)
+    return Run(folder, record, layers, cost, report.get("path"), curve, latency, sliced)
+
+
+def _of_units(units: Any) -> list[dict[str, Any]] | None:
+    """Describe units, of which some are gone, as layers are; None where that is not what they are."""
+    try:
+        return [
+            {"name": name, "shape": [total], "kept": kept, "total": total, "empty_rows": total - kept}
+            for name, (kept, total) in units["layers"].items()
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _is_layer(layer: Any) -> bool:

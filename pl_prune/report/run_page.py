@@ -8,7 +8,7 @@ from typing import Any
 from pl_prune.core.store import load_masks
 from pl_prune.report.attached import left_figures
 from pl_prune.report.canvas import Picture
-from pl_prune.report.costs import MASKS, latency_text, latency_words
+from pl_prune.report.costs import about_counts, latency_text, latency_words
 from pl_prune.report.curves import run_figures
 from pl_prune.report.grid import Run
 from pl_prune.report.markup import gallery, notes, table
@@ -58,8 +58,9 @@ def run_page(run: Run) -> tuple[str, list[Picture]]:
     })
     gone = [layer["name"] for layer in run.layers if layer["kept"] == 0]
     narrow = sum(_narrow(layer) and layer["kept"] > 0 for layer in run.layers)
-    lead = f"{facts['method']}: {facts['sparsity']} pruned; "
+    lead = f"{facts['method']}: "
     lead += f"{facts['sliced off']} sliced off; " if removed else ""
+    lead += "" if run.sliced else f"{facts['sparsity']} pruned; "
     lead += f"{len(gone)} of {len(run.layers)} layers collapsed"
     lead += f" ({', '.join(gone[:3])}{' and more' if len(gone) > 3 else ''})" if gone else ""
     lead += f", {narrow} bottlenecks; path from input to output: {path}."
@@ -70,7 +71,7 @@ def run_page(run: Run) -> tuple[str, list[Picture]]:
     absent += [] if run.curve else ["The run has no metrics.jsonl, so there are no training curves."]
     pairs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     parts = [f'<p class="lead">{escape(lead)}</p>', f"<dl>{pairs}</dl>"]
-    if run.layers:
+    if run.layers and not run.sliced:
         parts += ["<h2>Layers</h2>", _layer_table(run)]
     if (run.folder / UNIT_MASKS).is_file():
         rows = unit_rows(load_masks(run.folder / UNIT_MASKS).counts())
@@ -80,7 +81,7 @@ def run_page(run: Run) -> tuple[str, list[Picture]]:
     parts += [
         gallery("Figures", drawn),
         gallery("Left by the run", foreign),
-        notes([MASKS, "One run is one seed: it shows no spread.", *absent]),
+        notes([*about_counts([run]), "One run is one seed: it shows no spread.", *absent]),
     ]
     return "\n".join(parts), [*drawn, *foreign]
 

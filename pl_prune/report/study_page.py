@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pl_prune.report.attached import gathered, left_figures
 from pl_prune.report.canvas import Picture
-from pl_prune.report.costs import MASKS, cost_table
+from pl_prune.report.costs import about_counts, cost_table
 from pl_prune.report.curves import curve_figures
 from pl_prune.report.findings import best, collapses, summary, verdicts
 from pl_prune.report.grid import Study
@@ -37,6 +37,7 @@ def study_page(study: Study) -> tuple[str, list[Picture]]:
     """
     found, broken, seen = verdicts(study), collapses(study), scored(study)
     foreign, crowded = gathered(_figure_folders(study))
+    counts = about_counts([run for group in study.groups for run in group.runs])
     sections = {
         "Of the study": left_figures(study.folder),
         "Metric": [*metric_figures(study), *pareto_figures(study), *curve_figures(study)],
@@ -55,7 +56,7 @@ def study_page(study: Study) -> tuple[str, list[Picture]]:
         _table(study),
         cost_table(study),
         *(gallery(title, figures) for title, figures in sections.items()),
-        notes([MASKS, _INTERVALS, *_absent(study, seen, bool(sections["Metric"])), *_no_room(crowded)]),
+        notes([*counts, _INTERVALS, *_absent(study, seen, bool(sections["Metric"])), *_no_room(crowded)]),
     ]
     return "\n".join(parts), [figure for figures in sections.values() for figure in figures]
 

@@ -14,7 +14,7 @@ from pl_prune.report.words import apart, listed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ABOUT = "a channel is left where the mask keeps any of its entries"
+_ABOUT = "a channel is left where the mask keeps any of its entries, or where it was not sliced off"
 
 
 def width_figure(study: Study) -> Picture | None:

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 import pl_prune as plp
 from pl_prune.report.html import write_report
+from pl_prune.report.reading import read_run
 from pl_prune.report.table import compare
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:.*num_workers")
@@ -45,6 +46,14 @@ def test_units_are_recorded_and_reported(fit, tmp_path, shrink):
     else:
         assert left[0] < report["cost"]["params_kept"] < dense[0]  # columns that read what is zero are there
     text = write_report(run.path, tmp_path / "page").read_text()
+    shown = read_run(run.path, result)
+    assert shown.sliced == shrink
+    if shrink:
+        assert {x["name"]: (x["kept"], x["total"]) for x in shown.layers} == keep.counts()
+        gone = sum(total - kept for kept, total in keep.counts().values())
+        assert f"{gone} of {sum(groups.sizes.values())} output channels are gone" in text
+    assert ("<h2>Layers</h2>" in text) != shrink
+    assert ("Masked weights save neither" in text) != shrink
     assert "<h2>Units</h2>" in text
     assert (f"{result['removed']:.4f} of all parameters" in text) == shrink
     assert ("sliced off" in compare([run.path]).splitlines()[0]) == shrink
