@@ -97,6 +97,7 @@ class ImageNet(Images):
         train_samples: Take only the first so many training images, in a fixed random order; None takes all.
         test_samples: The same of the validation images.
         seed: Seed of the orders.
+        standardise: Whether to standardise; without, images are in [0, 1].
     """
 
     downloadable: ClassVar[bool] = False
@@ -111,8 +112,10 @@ class ImageNet(Images):
         train_samples: int | None = None,
         test_samples: int | None = None,
         seed: int = 0,
+        standardise: bool = True,
     ) -> None:
-        super().__init__(root, batch_size, workers, download, train_samples, test_samples, seed)
+        sizes = (batch_size, workers, download, train_samples, test_samples)
+        super().__init__(root, *sizes, seed, standardise=standardise)
         self.size = size
 
     def open(self, train: bool, transform: Any, download: bool) -> Any:

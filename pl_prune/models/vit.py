@@ -75,17 +75,25 @@ class ViT(nn.Module):
         patch: Side of a patch in pixels; divides the image's side.
         image: Side of the images in pixels.
         num_classes: Number of logits.
+        mlp_ratio: Features between the two linear layers of a block, as a multiple of the width.
 
     Shape:
         Input (N, 3, image, image); output (N, num_classes).
 
     Source:
         Dosovitskiy et al., An image is worth 16x16 words. Divergence: as usual for small data, the mean of the tokens
-        takes the place of a class token; hidden layers are twice as wide as a token.
+        takes the place of a class token; hidden layers are twice as wide as a token by default.
     """
 
     def __init__(
-        self, depth: int = 8, width: int = 192, heads: int = 6, patch: int = 4, image: int = 32, num_classes: int = 10
+        self,
+        depth: int = 8,
+        width: int = 192,
+        heads: int = 6,
+        patch: int = 4,
+        image: int = 32,
+        num_classes: int = 10,
+        mlp_ratio: int = 2,
     ) -> None:
         super().__init__()
         if width % heads or image % patch:
@@ -96,7 +104,7 @@ class ViT(nn.Module):
         self.patches = nn.Conv2d(3, width, patch, patch)
         self.position = nn.Parameter(torch.empty(1, (image // patch) ** 2, width))
         nn.init.trunc_normal_(self.position, std=0.02)
-        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, 2 * width) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, mlp_ratio * width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes)
 

@@ -19,10 +19,11 @@ ROOT = Path(__file__).parents[2]
 TABLES = tuple(f"recipes/studies/{kind}" for kind in ("hesso", "ippro", "pai", "yopo"))  # runs/test_study_recipes.py
 TRANSFER = ("recipes/transfer", "recipes/transfer/targets")
 STRUCTURED = ("recipes/hesso", "recipes/structured")  # run by test_language_recipes.py and test_structured_recipes.py
+STAGES = ("recipes/adversarial_pruning", "recipes/adversarial_pruning/stages")  # test_adversarial_pruning_recipes.py
 FILES = [
     p
     for p in sorted((ROOT / "recipes").rglob("*.yaml"))
-    if p.parent.relative_to(ROOT).as_posix() not in TABLES + TRANSFER + STRUCTURED
+    if p.parent.relative_to(ROOT).as_posix() not in TABLES + TRANSFER + STRUCTURED + STAGES
 ]
 OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES = (
     [p for p in FILES if p.parent.name == kind]
@@ -52,7 +53,7 @@ def test_every_recipe_is_found():
     assert [p.relative_to(ROOT).as_posix() for p in RECIPES] == ["recipes/quickstart.yaml"]
     assert len(BASELINES) == 11
     assert len(ADVERSARIAL) == 7
-    assert [len(kind) for kind in (OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES)] == [1, 7, 16, 2, 19, 1]
+    assert [len(kind) for kind in (OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES)] == [1, 8, 16, 2, 19, 1]
 
 
 def test_every_criterion_has_a_recipe():
