@@ -25,6 +25,7 @@ COMMANDS = {
         "study": "run a grid of trainings, each once, on any number of processes, and print its table",
         "report": "write one HTML page about a study or a run: who won and why",
         "attack": "clean and robust accuracy of a checkpoint under AutoAttack, and of two side by side",
+        "adversarial": "robust pretraining, mask search and fine-tuning by one stage file, resumed where it was interrupted",
         "groups": "which channels, heads and hidden units can leave, which layers stay whole and why, and what would be left",
         "export": "write a checkpoint as a file that runs elsewhere, sliced where masks remove units, and time it",
         "doctor": "versions, devices, extras, and what will not work together",

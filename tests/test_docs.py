@@ -96,3 +96,13 @@ def test_adversarial_training(space):
     found = run("adversarial_training", space)
     assert found["result"].robust == space["other"].robust  # the same network, image by image
     assert isinstance(found["network"], plp.NormalizedModel)
+
+
+def test_adversarial_pruning(space, tmp_path):
+    select = plp.Select(output_layer=True)
+    masks = plp.Layerwise()(plp.score(space["model"], plp.Magnitude(), None, None, select), 0.9)
+    plp.save_masks(tmp_path / "runs" / "search" / "masks.safetensors", masks)
+    found = run("adversarial_pruning", space)
+    assert found["pruning"].learner == plp.HYDRA()
+    assert any(isinstance(cb, plp.AWP) for cb in found["finetune"].callbacks)
+    assert found["kept"].select == select

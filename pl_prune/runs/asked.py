@@ -69,7 +69,7 @@ def check_unchanged(spec: Spec, run: RunFolder, told: dict[str, Any] | None = No
         state = "run" if run.finished else "begun"
         raise PruneError(
             f"Expected the settings that {spec.key!r} was {state} with, {old or 'without these'}; found {new or 'them gone'}. "
-            f"Give the changed study another name or --folder, put the settings back, or delete {str(run.path)!r} and its database."
+            f"Choose another name or --folder for what is changed, put the settings back, or delete {str(run.path)!r} (and the database)."
         )
 
 

@@ -20,6 +20,7 @@ TINY += ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
 FOLDER = "runs/quickstart/snip"
 TESTED = {"fit", "validate", "test", "predict", "inspect", "compare", "criteria", "doctor", "report", "study"}
 ELSEWHERE = {
+    "adversarial",
     "attack",
     "masks",
     "mask",
