@@ -120,7 +120,7 @@ def collapse_figure(study: Study) -> Picture | None:
 
     caption = (
         "Look for numbers above zero: a collapsed layer has nothing left, a bottleneck lost at least "
-        f"{BOTTLENECK:.0%}, an empty output channel computes a constant (means over seeds)."
+        f"{BOTTLENECK:.0%}, an empty output channel computes a constant or is gone (means over seeds)."
     )
     names = [abbreviate(_tick(study, p), 14) for p in points]
     return draw(
