@@ -106,3 +106,11 @@ def test_adversarial_pruning(space, tmp_path):
     assert found["pruning"].learner == plp.HYDRA()
     assert any(isinstance(cb, plp.AWP) for cb in found["finetune"].callbacks)
     assert found["kept"].select == select
+
+
+def test_sharpness(space):
+    found = run("sharpness", space)
+    assert any(isinstance(cb, plp.ScoreSharpness) for cb in found["trainer"].callbacks)
+    assert found["eigenvalue"]
+    assert found["rise"] >= 0
+    assert (found["of_all"], found["of_kept"]) == (0, 0)

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from pl_prune.adversarial.score_state import Scored
 from pl_prune.adversarial.scored import ScoredWeights
 from pl_prune.adversarial.sharpness import largest_eigenvalue, loss_difference, mask_stability
 from pl_prune.callbacks.adversarial import AdversarialTraining
@@ -25,14 +26,14 @@ from pl_prune.core.types import PruneError, check_count, check_positive, check_t
 class ScoreSharpness(Callback):
     """Measure at the ends of epochs what `S2AP` is to make small, beside `S2AP` or `ScoreLearning`.
 
-    Logged are `sharpness/largest_eigenvalue` (straight-through Hessian), `sharpness/loss_difference_RHO`, and the Hamming distance to
-    the masks at initialisation: `stability/hamming` of all entries, `stability/hamming_of_kept` of those kept. The loss is what
-    `training_step` returns in evaluation mode, in the parameters' precision, on the same samples every time; beside
-    `AdversarialTraining` it is the robust one, with examples that are made once a time. Every rank reads all samples. A fit is bit for
-    bit what it is without this callback.
+    Logged are `sharpness/largest_eigenvalue` (of the straight-through Hessian; of weights' scores, not of channels'),
+    `sharpness/loss_difference_RHO`, and the Hamming distance to the masks at initialisation: `stability/hamming` of all entries,
+    `stability/hamming_of_kept` of those kept. The loss is what `training_step` returns in evaluation mode, in the parameters' precision, on
+    the same samples every time; beside `AdversarialTraining` it is the robust one, with examples that are made once a time. Every rank
+    reads all samples. A fit is bit for bit what it is without this callback.
 
     Each time costs `iterations` + 1 double backward passes over the samples, 21 forward and backward passes for each radius, and one
-    attack. The graph of all samples together is held meanwhile, and 28 bytes for each selected weight.
+    attack. The graph of all samples together is held meanwhile, and up to about 50 bytes for each selected weight.
 
     Args:
         every_n_epochs: Measure after every so many epochs; the values stand until the next time.
@@ -132,8 +133,12 @@ class ScoreSharpness(Callback):
                 parts = [bridge.loss(pl_module, batch) * n for batch, n in zip(batches, sizes, strict=True)]
                 return sum(parts[1:], parts[0]) / sum(sizes)
 
+            for p in scored.params.values():
+                p.requires_grad_()
+            found = {}
             with _attacked_once(trainer):
-                found = {"sharpness/largest_eigenvalue": largest_eigenvalue(scored, loss, self.iterations, self.seed)}
+                if isinstance(scored, ScoredWeights):
+                    found["sharpness/largest_eigenvalue"] = largest_eigenvalue(scored, loss, self.iterations, self.seed)
                 for rho in self.rhos:
                     found[f"sharpness/loss_difference_{rho:g}"] = loss_difference(scored, loss, rho)
         distance, of_kept = mask_stability(self._first, scored.masks().to("cpu"))
@@ -151,7 +156,7 @@ def _learning(trainer: Trainer) -> ScoreLearning:
     return found[0]
 
 
-def _scored(trainer: Trainer) -> ScoredWeights:
+def _scored(trainer: Trainer) -> Scored:
     scored = _learning(trainer).scored
     assert scored is not None
     return scored

@@ -203,6 +203,15 @@ def test_what_makes_no_sense_is_refused(fit):
             plp.ScoreSharpness(**bad)
 
 
+def test_frozen_biases_are_no_obstacle(fit):
+    module, learner = Images(), plp.ScoreLearning(0.7)
+    module.net[9].bias.requires_grad_(False)
+    watch = Watch(learner)
+    fit(diagnostics(), learner, watch, module=module)
+    assert watch.metrics[-1].keys() == NAMES
+    assert not module.net[9].bias.requires_grad
+
+
 def test_it_pickles_and_is_written_in_yaml():
     pytest.importorskip("jsonargparse")
     from jsonargparse import ArgumentParser
