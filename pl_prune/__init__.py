@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pl_prune.callbacks.adversarial import AdversarialTraining as AdversarialTraining
     from pl_prune.callbacks.awp import AWP as AWP
     from pl_prune.callbacks.bn_warmup import BatchNormWarmup as BatchNormWarmup
+    from pl_prune.callbacks.channels import Channels as Channels
     from pl_prune.callbacks.dense import Dense as Dense
     from pl_prune.callbacks.gradual import GradualPruning as GradualPruning
     from pl_prune.callbacks.hesso import HESSO as HESSO
@@ -114,6 +115,7 @@ _HOMES = {
     "callbacks.adversarial": ["AdversarialTraining"],
     "callbacks.awp": ["AWP"],
     "callbacks.bn_warmup": ["BatchNormWarmup"],
+    "callbacks.channels": ["Channels"],
     "callbacks.dense": ["Dense"],
     "callbacks.gradual": ["GradualPruning"],
     "callbacks.hesso": ["HESSO"],

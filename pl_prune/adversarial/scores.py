@@ -9,8 +9,9 @@ from math import prod, sqrt
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pl_prune.core.neutral import is_norm
 from pl_prune.core.seeds import seed_of
 from pl_prune.core.types import PruneError, check_choice, prune_count
 
@@ -22,7 +23,7 @@ class ScoreLearner(ABC):
     |s|; the optimizer steps s.
 
     Attributes:
-        trains_norms: Whether the scales and shifts of norms train too; everything else stands still.
+        trains_norms: Whether the scales and shifts of norms train too, or stand at one and zero; everything else stands still.
     """
 
     trains_norms: ClassVar[bool] = True
@@ -189,6 +190,19 @@ class RLTH(ScoreLearner):
         signs = torch.randint(2, shape, generator=generator).mul_(2).sub_(1)
         scores = torch.rand(shape, generator=generator).mul_(2).sub_(1) / sqrt(fan_in)
         return (signs * sqrt(2 / fan_in)).to(weight), scores.to(weight)
+
+
+@torch.no_grad()
+def neutral_norms(model: nn.Module) -> None:
+    """Bring every norm to scale one and shift zero.
+
+    Args:
+        model: The network, changed in place.
+    """
+    for module in model.modules():
+        if is_norm(module):
+            for name, p in module.named_parameters(recurse=False):
+                p.fill_(0 if "bias" in name else 1)
 
 
 def top_mask(scores: Tensor, keep: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""Which scores are the best, and what a trainer that learns them must not be."""
+"""Which scores are the best, what stands still beside them, and what a trainer that learns them must not be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -10,7 +10,9 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import nn
 from torch.optim import LBFGS
 
-from pl_prune.adversarial.scored import ScoredWeights
+from pl_prune.adversarial.score_state import Scored
+from pl_prune.adversarial.scores import ScoreLearner
+from pl_prune.core.neutral import is_norm
 from pl_prune.core.types import PruneError, plain
 
 
@@ -27,7 +29,7 @@ class BestScores:
     def __init__(self, held: dict[str, Any] | None = None) -> None:
         self.held = held
 
-    def compare(self, value: float, scored: ScoredWeights, pl_module: LightningModule, step: int) -> None:
+    def compare(self, value: float, scored: Scored, pl_module: LightningModule, step: int) -> None:
         """Keep these scores if they are better than those held.
 
         Args:
@@ -40,7 +42,7 @@ class BestScores:
             module = {n: t.clone() for n, t in pl_module.state_dict().items() if plain(n) not in scored.params}
             self.held = {"value": value, "step": step, "scored": scored.snapshot(), "module": module}
 
-    def take(self, scored: ScoredWeights, pl_module: LightningModule) -> None:
+    def take(self, scored: Scored, pl_module: LightningModule) -> None:
         """Put what is held back in place.
 
         Args:
@@ -101,3 +103,20 @@ def refuse_steps(trainer: Trainer, params: Mapping[str, nn.Parameter]) -> None:
             f"Expected optimizers that step every parameter that has scores; found none for {idle[:5]} ({len(idle)} in all). "
             "Give them to the optimizer, let them train, or leave them out with select.exclude."
         )
+
+
+def standing_still(pl_module: nn.Module, params: Iterable[nn.Parameter], learner: ScoreLearner) -> list[nn.Parameter]:
+    """Return the parameters that do not train while scores are learned.
+
+    Args:
+        pl_module: The module.
+        params: Its parameters that scores are stepped in the place of.
+        learner: Says whether norms train.
+
+    Returns:
+        All others.
+    """
+    training = {id(p) for p in params}
+    if learner.trains_norms:
+        training |= {id(p) for m in pl_module.modules() if is_norm(m) for p in m.parameters(recurse=False)}
+    return [p for p in pl_module.parameters() if id(p) not in training]

@@ -13,6 +13,7 @@ from pl_prune.adversarial.perturb import Mode, check_perturbation, learning_rate
 from pl_prune.adversarial.score_state import Scored
 from pl_prune.adversarial.scores import HYDRA, ScoreLearner
 from pl_prune.callbacks.aside import batch_gradient, refuse_steps
+from pl_prune.callbacks.channels import Channels
 from pl_prune.callbacks.score_learning import Best, ScoreLearning
 from pl_prune.core.select import Select
 from pl_prune.core.types import check_choice
@@ -38,6 +39,7 @@ class S2AP(ScoreLearning):
         z_persistent: Go on from the z of the step before, as the published algorithm literally does.
         normalize_update: Bring the gradient of the update to length one, as the published algorithm literally does.
         select: Which parameters have scores; first and output layer too by default, as in the paper.
+        channels: Score whole channels in the place of weights; see `Channels`.
         best: Which scores are taken in the end; see `ScoreLearning`.
         seed: Of what the learner draws.
         name: Tells several callbacks of this class apart.
@@ -64,11 +66,12 @@ class S2AP(ScoreLearning):
         z_persistent: bool = False,
         normalize_update: bool = False,
         select: Select = Select(output_layer=True),
+        channels: Channels | None = None,
         best: Best = "last",
         seed: int = 0,
         name: str | None = None,
     ) -> None:
-        super().__init__(sparsity, learner, select, best, seed, name)
+        super().__init__(sparsity, learner, select, channels, best, seed, name)
         check_perturbation(gamma, mode, warmup_epochs)
         check_choice("perturbation", perturbation, ("gradient", "reuse"))
         check_choice("perturb", perturb, ("scores", "weights"))
@@ -142,18 +145,21 @@ class S2AP(ScoreLearning):
         elif self._gradient is not None:
             self._move(trainer, scored, self._gradient)
 
-    def enter(self, scored: Scored, optimizer: Optimizer) -> None:
-        """Put scores in the place of weights.
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Let the optimizer see scores and their gradients, and keep these where the next step uses them again.
 
         Args:
-            scored: Both.
+            trainer: The trainer.
+            pl_module: The module.
             optimizer: The optimizer about to step.
         """
+        scored = self.scored
+        assert scored is not None
         if self.gamma and self.perturbation == "reuse":
             found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in scored.params.items()}
             scores = self.perturb == "scores"
             self._gradient = scored.score_gradients(found) if scores else {n: g.clone() for n, g in found.items()}
-        scored.enter(optimizer, self.normalize_update)
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate w0 * M(s), also between two batches of a step.

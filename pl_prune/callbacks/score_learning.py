@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -11,15 +12,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from pl_prune.adversarial.score_state import Scored
 from pl_prune.adversarial.scored import ScoredWeights
-from pl_prune.adversarial.scores import HYDRA, RLTH, ScoreLearner
+from pl_prune.adversarial.scored_units import ScoredUnits
+from pl_prune.adversarial.scores import HYDRA, ScoreLearner, neutral_norms
 from pl_prune.callbacks.base import PruningCallback
-from pl_prune.callbacks.best_scores import BestScores, held_out_accuracy, refuse_steps
+from pl_prune.callbacks.best_scores import BestScores, held_out_accuracy, refuse_steps, standing_still
 from pl_prune.callbacks.bridge import Bridge
+from pl_prune.callbacks.channels import Channels
 from pl_prune.callbacks.report import run_folder
 from pl_prune.callbacks.state import renamed
+from pl_prune.core.groups import ParameterGroups
 from pl_prune.core.masks import MaskSet
-from pl_prune.core.neutral import is_norm
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
 from pl_prune.core.types import check_choice, check_sparsity, check_type, describe, plain
@@ -40,6 +44,7 @@ class ScoreLearning(PruningCallback):
         sparsity: Fraction of the selected parameters to prune, in [0, 1).
         learner: How scores begin and how many weights each layer keeps.
         select: Which parameters have scores; first and output layer too by default, as in the papers.
+        channels: Score whole channels, hidden units and heads in the place of weights; None: weights. `select` is of no meaning then.
         best: Which scores are taken in the end: the "last"; those of highest `val/robust_acc` ("held_out", which
             `RobustnessEvaluation(every_n_epochs=1)` logs); or those of the lowest loss of a batch ("batch_loss"). The last two also
             write the network to `best.ckpt` in the run's folder.
@@ -47,7 +52,8 @@ class ScoreLearning(PruningCallback):
         name: Tells several callbacks of this class apart.
 
     Attributes:
-        scored: Weights and scores; None before the fit.
+        scored: Weights and scores; None outside a fit.
+        groups: The units that have scores, with `channels`; None before they are traced.
 
     Raises:
         PruneError: If an argument is not of its kind.
@@ -56,37 +62,54 @@ class ScoreLearning(PruningCallback):
         See `HYDRA`, `HARP` and `RLTH`; `best="batch_loss"` is S2AP, algorithm 1, lines 12 to 14.
     """
 
+    normalize_update = False  # S2AP may
+
     def __init__(
         self,
         sparsity: float = 0.9,
         learner: ScoreLearner = HYDRA(),
         select: Select = Select(output_layer=True),
+        channels: Channels | None = None,
         best: Best = "last",
         seed: int = 0,
         name: str | None = None,
     ) -> None:
         super().__init__(select, Samples(), name)
+        if channels is not None:
+            check_type("channels", channels, Channels, "for example pl_prune.Channels(target='macs')")
         check_sparsity(sparsity)
         check_type("learner", learner, ScoreLearner, "for example pl_prune.HYDRA()")
         check_choice("best", best, ("last", "held_out", "batch_loss"))
         self.sparsity, self.learner, self.best, self.seed = sparsity, learner, best, seed
-        self.scored: ScoredWeights | None = None
+        self.channels = channels
+        self.groups: ParameterGroups | None = None
+        self.scored: Scored | None = None
         self._kept: dict[str, Any] | None = None  # the state of `scored` between fits
         self._best = BestScores()
         self._frozen: list[torch.nn.Parameter] = []
         self._names: dict[str, str] = {}
         self._handles: list[RemovableHandle] = []
+        self._settled = False  # units that are out are zero, and masks say so
 
     @property
     def method(self) -> str:
         """Learner and sparsity."""
         best = "" if self.best == "last" else f", best by {self.best}"
-        return f"{describe(self.learner)} at sparsity {self.sparsity}{best}, seed {self.seed}"
+        of = f" of {self.channels.target}, {describe(self.channels)}" if self.channels else ""
+        return f"{describe(self.learner)} at sparsity {self.sparsity}{of}{best}, seed {self.seed}"
+
+    @property
+    def units(self) -> tuple[ParameterGroups, MaskSet] | None:
+        """The groups, and which of their units are left, where units have scores."""
+        if self.groups is None or self._masks is None:
+            return None
+        kept = self.scored.keep() if isinstance(self.scored, ScoredUnits) else self.groups.collapse(self._masks)
+        return self.groups, MaskSet({root: mask.cpu() for root, mask in kept.items()})
 
     @property
     def masks(self) -> MaskSet | None:
         """M(s) as it is now; None before the fit."""
-        if self.scored is None:
+        if self.scored is None or self._settled:
             return self._masks
         return renamed(self.scored.masks(), self._names.__getitem__)
 
@@ -100,7 +123,9 @@ class ScoreLearning(PruningCallback):
         Returns:
             Tensors and plain containers only.
         """
-        return {"scored": self._kept if self.scored is None else self.scored.state_dict(), "best": self._best.held}
+        scored = self._kept if self.scored is None else self.scored.state_dict()
+        groups = None if self.groups is None else self.groups.state_dict()
+        return {"scored": scored, "best": self._best.held, "groups": groups}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Take them back.
@@ -109,6 +134,7 @@ class ScoreLearning(PruningCallback):
             state: The whole state of this callback.
         """
         self._kept, self._best = dict(state["scored"]), BestScores(state["best"])
+        self.groups = None if state["groups"] is None else ParameterGroups.from_state_dict(state["groups"])
 
     def make_masks(self, bridge: Bridge) -> MaskSet:
         """Begin: scores, and the masks that they make.
@@ -120,16 +146,24 @@ class ScoreLearning(PruningCallback):
             The same masks on every rank.
         """
         self._kept, self._best = None, BestScores()
-        params = {plain(name): p for name, p in bridge.selected().items()}
+        self.groups = self.channels.trace(bridge) if self.channels else None
         with bridge.undone_on_error(weights=True):
-            scored = ScoredWeights(params, self.learner, self.sparsity, self.seed)
-            if isinstance(self.learner, RLTH):
-                _neutral_norms(bridge.pl_module)
+            scored = self._begin(bridge, bridge.selected())
+            if not self.learner.trains_norms:
+                neutral_norms(bridge.pl_module)
         self._kept = scored.state_dict()
         masks = scored.masks()
-        kept, total = (sum(column) for column in zip(*masks.counts().values(), strict=True))
-        rank_zero_info(f"{self.state_key}: {self.method}: {kept:,} of {total:,} kept.")
+        kept = f"{sum(scored.counts.values()):,} of {sum(s.numel() for s in scored.scores.values()):,}"
+        rank_zero_info(f"{self.state_key}: {self.method}: {kept} kept.")
         return masks
+
+    def _begin(self, bridge: Bridge, names: Iterable[str]) -> Scored:
+        params = {plain(name): p for name, p in bridge.pl_module.named_parameters()}
+        if self.channels is not None:
+            assert self.groups is not None
+            return self.channels.begin(self.groups, params, self.learner, self.sparsity, self._kept)
+        selected = {plain(name): params[plain(name)] for name in names}
+        return ScoredWeights(selected, self.learner, self.sparsity, self.seed, self._kept)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell densities that are learned of a new epoch.
@@ -155,16 +189,7 @@ class ScoreLearning(PruningCallback):
         assert self.scored is not None
         for p in self._frozen:
             p.grad = None
-        self.enter(self.scored, optimizer)
-
-    def enter(self, scored: ScoredWeights, optimizer: Optimizer) -> None:
-        """Put scores in the place of weights.
-
-        Args:
-            scored: Both.
-            optimizer: The optimizer about to step.
-        """
-        scored.enter(optimizer)
+        self.scored.enter(optimizer, self.normalize_update)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -221,9 +246,11 @@ class ScoreLearning(PruningCallback):
                 f"{self.state_key}: scores of step {self._best.held['step']} are taken, the best by {self.best}."
             )
             self._best.take(self.scored, pl_module)
-        masks = self.masks
-        assert masks is not None
-        rank_zero_info(f"{self.state_key}: {self.method}: sparsity {masks.sparsity():.6f}.")
+        if self.channels and self.groups and isinstance(self.scored, ScoredUnits):
+            self._masks, self._settled = self.channels.finish(self.scored, pl_module), True
+            rank_zero_info(f"\n{self.groups.report(self.scored.keep())}")
+            return
+        rank_zero_info(f"{self.state_key}: {self.method}: sparsity {self.scored.masks().sparsity():.6f}.")
         if self.keep_scores is not None:
             scores = {self._names[name]: s.abs() for name, s in self.scored.scores.items()}
             about = {"rounds": 1, "layerwise_only": True, "select": self.select, "source": "the training"}
@@ -238,31 +265,23 @@ class ScoreLearning(PruningCallback):
         """
         if self._best.held and trainer.logger is not None and not trainer.fast_dev_run:
             trainer.save_checkpoint(run_folder(trainer) / "best.ckpt", weights_only=True)
+        if self.channels and self.groups and self._masks and self._settled:
+            self.channels.write(trainer, pl_module, self._masks, self.groups)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = self._kept if self.scored is None else self.scored.state_dict()
-        return {
-            **super().__getstate__(),
-            "scored": None,
-            "_kept": kept,
-            "_masks": self.masks,
-            "_handles": [],
-            "_frozen": [],
-        }
+        gone = {"scored": None, "_handles": [], "_frozen": []}
+        return {**super().__getstate__(), **gone, "_kept": kept, "_masks": self.masks}
 
     def _put_in_force(self, bridge: Bridge, masks: MaskSet, fresh: bool) -> None:
         """Step scores from now on."""
         trainer, pl_module = bridge.trainer, bridge.pl_module
         self._let_go()
-        live = {plain(name): (name, p) for name, p in pl_module.named_parameters()}
-        params = {plain(name): live[plain(name)][1] for name in masks}
-        refuse_steps(trainer, params)
-        self._names = {name: live[name][0] for name in params}
-        self.scored = scored = ScoredWeights(params, self.learner, self.sparsity, self.seed, self._kept)
-        scores = {id(p) for p in params.values()}
-        if self.learner.trains_norms:
-            scores |= {id(p) for m in pl_module.modules() if is_norm(m) for p in m.parameters(recurse=False)}
-        self._frozen = [p for p in pl_module.parameters() if id(p) not in scores]
+        self._settled = False
+        self._names = {plain(name): name for name, _ in pl_module.named_parameters()}
+        self.scored = scored = self._begin(bridge, masks)
+        refuse_steps(trainer, scored.params)
+        self._frozen = standing_still(pl_module, scored.params.values(), self.learner)
         for optimizer in trainer.optimizers:
             self._handles.append(optimizer.register_step_post_hook(lambda stepped, *_: scored.leave(stepped)))
 
@@ -273,16 +292,9 @@ class ScoreLearning(PruningCallback):
 
     def _detach(self) -> None:
         if self.scored is not None:
-            self.scored.undo()
+            if not self._settled:
+                self.scored.undo()
             self._kept, self._masks = self.scored.state_dict(), self.masks
         self.scored = None
         self._let_go()
         super()._detach()
-
-
-@torch.no_grad()
-def _neutral_norms(pl_module: LightningModule) -> None:
-    for module in pl_module.modules():
-        if is_norm(module):
-            for name, p in module.named_parameters(recurse=False):
-                p.fill_(0 if "bias" in name else 1)
