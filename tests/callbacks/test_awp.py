@@ -106,7 +106,10 @@ class Steps(Callback):
         for name, p in pl_module.named_parameters():
             if name in self.held:
                 assert not torch.equal(p, self.held[name])
-                distance, bound = float((p.detach() - self.held[name]).norm()), self.awp.gamma * float(self.held[name].norm())
+                distance, bound = (
+                    float((p.detach() - self.held[name]).norm()),
+                    self.awp.gamma * float(self.held[name].norm()),
+                )
                 assert distance <= bound * (1 + 1e-5)
 
     def on_validation_batch_start(self, *_):
