@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
+from pl_prune.callbacks.adversarial import AdversarialTraining
 from pl_prune.core import sync
 from pl_prune.core.sandbox import attributes_of
 from pl_prune.core.types import PruneError
@@ -50,6 +51,19 @@ def batch_gradient(
         parts = flat.split([g.numel() for g in gradients])
         gradients = [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
     return dict(zip(params, gradients, strict=True))
+
+
+def attack(trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    """Make the adversarial examples that a batch will be trained on now, if it will be.
+
+    Args:
+        trainer: The trainer.
+        pl_module: Its module.
+        batch: The batch, on its device.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, AdversarialTraining):
+            callback.examples(trainer, pl_module, batch)
 
 
 def refuse_steps(pl_module: LightningModule, who: str) -> None:

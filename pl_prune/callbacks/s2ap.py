@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from pl_prune.adversarial.perturb import Mode, check_perturbation, learning_rates, perturbation
 from pl_prune.adversarial.score_state import Scored
 from pl_prune.adversarial.scores import HYDRA, ScoreLearner
-from pl_prune.callbacks.aside import batch_gradient, refuse_steps
+from pl_prune.callbacks.aside import attack, batch_gradient, refuse_steps
 from pl_prune.callbacks.channels import Channels
 from pl_prune.callbacks.score_learning import Best, ScoreLearning
 from pl_prune.core.select import Select
@@ -143,6 +143,7 @@ class S2AP(ScoreLearning):
                 gradient = scored.score_gradients(gradient)
             self._move(trainer, scored, gradient)
         elif self._gradient is not None:
+            attack(trainer, pl_module, batch)  # the network that is not moved, as in the other case
             self._move(trainer, scored, self._gradient)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -360,9 +360,10 @@ def test_adversarial_examples_are_made_once_for_both_passes(fit):
     class Counted(plp.TRADES):
         calls = 0
 
-        def examples(self, *args):
+        def examples(self, model, *args):
             type(self).calls += 1
-            return super().examples(*args)
+            assert not next(cb for cb in order if isinstance(cb, plp.S2AP)).scored.moved
+            return super().examples(model, *args)
 
     class Images(TinyModule):
         def forward(self, x):
@@ -372,13 +373,12 @@ def test_adversarial_examples_are_made_once_for_both_passes(fit):
             return batch[0].sigmoid(), batch[1]
 
     training = plp.AdversarialTraining(Counted(eps=0.1, step_size=0.05, steps=2))
-    for order in (
-        (plp.S2AP(0.7, gamma=0.05, warmup_epochs=0), training),
-        (training, plp.S2AP(0.7, gamma=0.05, warmup_epochs=0)),
-    ):
-        Counted.calls = 0
-        fit(*order, module=Images())
-        assert Counted.calls == 8
+    for how in ("gradient", "reuse"):
+        s2ap = plp.S2AP(0.7, gamma=0.05, warmup_epochs=0, perturbation=how)
+        for order in ((s2ap, training), (training, s2ap)):
+            Counted.calls = 0
+            fit(*order, module=Images())
+            assert Counted.calls == 8
 
 
 def test_the_best_scores_are_taken(fit, tmp_path):
