@@ -28,6 +28,7 @@ class Run:
         curve: A record for each epoch; none where metrics.jsonl is missing.
         latency: Measured latency of report.json; none where it was not asked for.
         sliced: Whether units have been sliced off, and nothing of what is left is masked.
+        smaller: Whole-model counts of what slicing masked units off would leave; none where no units are masked.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Run:
     curve: list[dict[str, float]]
     latency: dict[str, Any] = field(default_factory=dict)
     sliced: bool = False
+    smaller: dict[str, float] = field(default_factory=dict)
 
     @property
     def pruned(self) -> float | None:

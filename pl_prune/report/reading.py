@@ -82,13 +82,13 @@ def read_run(folder: Path, record: dict[str, Any]) -> Run:
     units = report.get("units")
     sliced = isinstance(units, dict) and bool(units.get("sliced")) and not report.get("sparsity")
     layers, cost, latency = report.get("layers", []), report.get("cost", {}), report.get("latency") or {}
+    smaller = units.get("cost", {}) if isinstance(units, dict) and not units.get("sliced") else {}
     if sliced:
         layers = _of_units(units)
     if (
         not isinstance(layers, list)
-        or not isinstance(cost, dict)
         or not all(map(_is_layer, layers))
-        or not all(map(is_number, cost.values()))
+        or not all(isinstance(counts, dict) and all(map(is_number, counts.values())) for counts in (cost, smaller))
         or not _is_latency(latency)
     ):
         raise PruneError(
@@ -96,7 +96,7 @@ def read_run(folder: Path, record: dict[str, Any]) -> Run:
         )
     metrics = folder / "metrics.jsonl"
     curve = read_lines(metrics) if metrics.is_file() else []
-    return Run(folder, record, layers, cost, report.get("path"), curve, latency, sliced)
+    return Run(folder, record, layers, cost, report.get("path"), curve, latency, sliced, smaller)
 
 
 def _of_units(units: Any) -> list[dict[str, Any]] | None:

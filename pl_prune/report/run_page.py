@@ -51,6 +51,12 @@ def run_page(run: Run) -> tuple[str, list[Picture]]:
     for word, kept, total in (("parameters", "params_kept", "params"), ("MACs per sample", "macs_kept", "macs")):
         if kept in cost and total in cost:
             facts[f"{word} kept"] = f"{cost[kept]:,} of {cost[total]:,} ({cost[kept] / max(cost[total], 1):.2%})"
+    if {"params_kept", "macs_kept"} <= run.smaller.keys():
+        left = (
+            f"{run.smaller[f'{kind}_kept']:,} {word}"
+            for kind, word in (("params", "parameters"), ("macs", "MACs per sample"))
+        )
+        facts["slicing masked units off leaves"] = ", ".join(left)
     metrics = record.get("metrics", {})
     facts.update({
         f"last {name}": f"{value:.6g}" if is_number(value) else show(value)

@@ -394,6 +394,11 @@ def test_a_single_run_has_its_summary_layers_and_curves(study, tmp_path):
     assert "14 of 24 output channels are gone" not in page.texts["figcaption"]
     assert "10 of 24 output channels are gone"[2:] in page.texts["figcaption"]
     assert len(list((tmp_path / "elsewhere" / "report_figures").iterdir())) == 4
+    assert "slicing masked units off" not in page.texts["all"]
+    report = json.loads((run / "report.json").read_text())
+    report["units"] = {"layers": {"conv": [3, 8]}, "sliced": False, "cost": {"params_kept": 1234, "macs_kept": 56789}}
+    (run / "report.json").write_text(json.dumps(report))
+    assert "1,234 parameters, 56,789 MACs per sample" in Page(write_report(run)).texts["all"]
     (run / "report.json").unlink()
     (run / "metrics.jsonl").unlink()
     assert "no report.json" in Page(write_report(run)).texts["li"]
