@@ -86,7 +86,7 @@ class HESSO(AroundSteps):
                 check_type(key, patterns, list, f"for example {key}=['network.layer1.*']")
         super().__init__(include, exclude, shrink_at_end, name)
         self.target, self.sparsity = the_target(target_group_sparsity, target_params, target_macs)
-        check_sparsity(self.sparsity)
+        check_sparsity(self.sparsity, self.target)
         check_choice("unit", unit, ("fraction", "steps"))
         check_choice("projection", projection, ("progressive", "one_shot"))
         check_count("periods", periods)

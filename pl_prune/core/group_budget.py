@@ -124,7 +124,7 @@ def check_budget(
     Raises:
         PruneError: If one of them is not.
     """
-    check_sparsity(sparsity)
+    check_sparsity(sparsity, target)
     check_choice("target", target, get_args(Target))
     check_type("allocation", allocation, Allocation, "for example pl_prune.Layerwise()")
     if round_to is not None:

@@ -58,18 +58,19 @@ def prune_count(sparsity: float, size: int) -> int:
     return int(Fraction(str(float(sparsity))) * size + Fraction(1, 2))
 
 
-def check_sparsity(sparsity: float) -> None:
+def check_sparsity(sparsity: float, of: str = "prunable parameters") -> None:
     """Raise `PruneError` unless `sparsity` is a number in [0, 1).
 
     Args:
         sparsity: The value to check.
+        of: What it is a fraction of.
 
     Raises:
         PruneError: If it is anything else.
     """
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
         raise PruneError(
-            f"Expected a sparsity in [0, 1), the fraction of prunable parameters to remove; found {sparsity!r}. "
+            f"Expected a sparsity in [0, 1), the fraction of {of} to remove; found {sparsity!r}. "
             "Write 90 % as 0.9."
         )
 

@@ -114,7 +114,7 @@ class Budget:
     """
 
     def __init__(self, units: Units, sparsity: float, target: Target, min_keep: int) -> None:
-        check_sparsity(sparsity)
+        check_sparsity(sparsity, target)
         check_count("min_keep", min_keep)
         self.units, self.target, self.min_keep = units, target, min_keep
         sizes = units.groups.sizes.values()
