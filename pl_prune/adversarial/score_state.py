@@ -166,6 +166,29 @@ class Scored(ABC):
             self._entered = {}
             self.put()
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Look at scores and densities as an epoch begins.
+
+        Args:
+            epoch: Its number, from 0.
+        """
+        self.check_finite()
+        if self.rates is not None:
+            self.rates.begin_epoch(epoch)
+
+    def check_finite(self) -> None:
+        """Raise if scores have become infinite or no numbers, which the network itself does not show.
+
+        Raises:
+            PruneError: If they have.
+        """
+        odd = [name for name, s in self.scores.items() if not bool(torch.isfinite(s).all())]
+        if odd:
+            raise PruneError(
+                f"Expected finite scores; found others in {odd[:5]} ({len(odd)} layers). Lower the learning rate, clip gradients, or "
+                "resume from an earlier checkpoint."
+            )
+
     def snapshot(self) -> dict[str, Any]:
         """Return scores and densities as they are now; what is learned later does not change them."""
         rates = {} if self.rates is None else self.rates.state_dict()

@@ -222,7 +222,7 @@ def top_mask(scores: Tensor, keep: int) -> Tensor:
     flat = scores.detach().abs().flatten()
     if keep >= flat.numel():
         return torch.ones_like(scores, dtype=torch.bool)
-    threshold = flat.kthvalue(flat.numel() - keep + 1).values
+    threshold = flat.topk(keep, sorted=False).values.min()
     above, level = flat > threshold, flat == threshold
     above |= level & (level.cumsum(0) <= keep - above.count_nonzero())
     return above.view(scores.shape)

@@ -166,7 +166,7 @@ class ScoreLearning(PruningCallback):
         return ScoredWeights(selected, self.learner, self.sparsity, self.seed, self._kept)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Tell densities that are learned of a new epoch.
+        """Tell the scores of a new epoch.
 
         Args:
             trainer: The trainer.
@@ -175,8 +175,8 @@ class ScoreLearning(PruningCallback):
             batch_idx: Its number.
         """
         assert self.scored is not None
-        if self.scored.rates is not None and batch_idx == 0:
-            self.scored.rates.begin_epoch(trainer.current_epoch)
+        if batch_idx == 0:
+            self.scored.begin_epoch(trainer.current_epoch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Let the optimizer see scores and their gradients, before they are clipped.
@@ -206,7 +206,7 @@ class ScoreLearning(PruningCallback):
         assert self.scored is not None
         if self.scored.entered:
             self.scored.undo()
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if self.best == "batch_loss" and isinstance(loss, Tensor):
             self._best.compare(-float(loss.detach()), self.scored, pl_module, trainer.global_step)
 
@@ -241,10 +241,10 @@ class ScoreLearning(PruningCallback):
             pl_module: The module.
         """
         assert self.scored is not None
+        self.scored.check_finite()
         if self._best.held:
-            rank_zero_info(
-                f"{self.state_key}: scores of step {self._best.held['step']} are taken, the best by {self.best}."
-            )
+            step = self._best.held["step"]
+            rank_zero_info(f"{self.state_key}: scores of step {step} are taken, the best by {self.best}.")
             self._best.take(self.scored, pl_module)
         if self.channels and self.groups and isinstance(self.scored, ScoredUnits):
             self._masks, self._settled = self.channels.finish(self.scored, pl_module), True

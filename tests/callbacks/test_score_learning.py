@@ -463,6 +463,13 @@ def test_a_callback_pickles_and_lets_its_module_go(fit):
     )
 
 
+def test_scores_that_diverge_are_refused(fit):
+    module = TinyModule()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), 1e38)
+    with pytest.raises(plp.PruneError, match="Expected finite scores"):
+        fit(plp.ScoreLearning(0.7), module=module)
+
+
 def test_a_failing_step_leaves_the_pruned_network(fit):
     class Failing(TinyModule):
         def on_before_zero_grad(self, optimizer):
