@@ -46,7 +46,8 @@ class PruneAtInit(PruningCallback):
         init: Draw the selected weights anew first; None keeps the module's own.
         scores: A file of scores (`save_scores`, `pl-prune score`, a run's scores.safetensors) to use in place of a
             criterion; it must be of the selected parameters.
-        masks: A file of masks (`save_masks`, `pl-prune mask`, a run's masks.safetensors) to use as they are.
+        masks: A file of masks (`save_masks`, `pl-prune mask`, a run's masks.safetensors) to use as they are: of the selected
+            parameters, or of a run that pruned whole units, whatever is selected.
         control: What of the score to destroy, to see whether it mattered, at the same layer densities: "shuffle" permutes
             each layer's mask, "reinitialise" draws the selected weights anew once the masks are made (by `init`, else from
             a normal distribution of each layer's own mean and standard deviation), "invert" keeps each layer's lowest
@@ -155,6 +156,10 @@ class PruneAtInit(PruningCallback):
                 f"Expected the sparsity of the masks in {path!r}, {header['sparsity']:.6g}; found sparsity={self._asked}. "
                 "Leave it out (--prune.sparsity=null), or name masks of that sparsity."
             )
+        if header["meta"].get("units") and self.control == "shuffle":
+            raise PruneError(
+                f"Expected masks of single weights in {path!r}, to shuffle them; found those of whole units. Leave `control` out."
+            )
         self.sparsity = header["sparsity"]
         return header
 
@@ -200,8 +205,9 @@ class PruneAtInit(PruningCallback):
         """Make the masks, or those of the control, and hand the scores over."""
         device, seed = bridge.pl_module.device, self.control_seed
         if self.masks_file is not None:
-            path, params = self.masks_file, bridge.selected()
-            masks = sync.agreed(lambda: load_masks(path, params)).to(device)
+            path, units = self.masks_file, self._header["meta"].get("units")
+            fitted = bridge.pl_module if units else bridge.selected()
+            masks = sync.agreed(lambda: load_masks(path, fitted)).to(device)
             return masks.shuffled(seed) if self.control == "shuffle" else masks
         masks, scores = self._scored(bridge, allocation)
         if self.control == "shuffle":

@@ -138,6 +138,7 @@ class RunRecord(Callback):
             "method": result["method"],
             "seed": _seed(),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
+            **({"units": True} if any(cb.units is not None for cb in pruning) else {}),
         }
         self._run.finish(result, masks, about)
 

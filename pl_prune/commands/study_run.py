@@ -62,6 +62,8 @@ class StudyRun(PruneCLI):
         ):
             for known in ("Experiment logs directory", "Checkpoint directory", "The dirpath has changed"):
                 warnings.filterwarnings("ignore", known)  # the folder is this run's own
+            if spec.masks:
+                warnings.filterwarnings("ignore", ".*its masks are not, so pruned")  # they come beside the weights
             cls(args=["fit", *spec.words, *arguments(own), *resume])
 
     @classmethod

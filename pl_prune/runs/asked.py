@@ -25,7 +25,7 @@ def asked(spec: Spec) -> dict[str, Any]:
 
     Returns:
         A digest of the content of each configuration file, by its name, and its place where two are called alike;
-        settings by dotted key; and the run whose weights it starts from.
+        settings by dotted key; and the run whose weights, and masks, it starts from.
     """
     names = [Path(file).name for file in spec.config]
     labels = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
@@ -35,6 +35,8 @@ def asked(spec: Spec) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(
         json.dumps({"config": config, "values": spec.values, "weights_of": spec.weights_of})
     )
+    if spec.masks:
+        plain["masks_of"] = spec.weights_of
     return plain
 
 
@@ -75,8 +77,8 @@ def check_unchanged(spec: Spec, run: RunFolder, told: dict[str, Any] | None = No
 
 def _flat(told: dict[str, Any]) -> dict[str, Any]:
     config = {name: f"content {digest}" for name, digest in told["config"].items()}
-    weights = {"weights_of": told["weights_of"]} if told["weights_of"] else {}
-    return {**config, **told["values"], **weights}
+    source = {key: told[key] for key in ("weights_of", "masks_of") if told.get(key)}
+    return {**config, **told["values"], **source}
 
 
 @lru_cache

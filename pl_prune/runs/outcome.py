@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from pl_prune.core.types import PruneError
 from pl_prune.runs.asked import asked
 from pl_prune.runs.folder import RunFolder
 from pl_prune.runs.plan import Spec
+from pl_prune.runs.stages import handed
 
 _KEPT = ("method", "sparsity", "masks", "seconds", "pruning_seconds", "peak_bytes", "epochs", "steps")
 
@@ -73,18 +73,18 @@ def best_of_rows(results: Sequence[dict[str, Any]], direction: Literal["maximize
     return list(found.values())
 
 
-def with_weights(spec: Spec, folder: Path) -> Spec:
-    """Start a run from the last weights of the run that it names.
+def with_source(spec: Spec, folder: Path) -> Spec:
+    """Start a run from the last weights of the run that it names, and keep it to that run's masks where it asks for them.
 
     Args:
         spec: The run.
         folder: The study's folder.
 
     Returns:
-        The run with these weights; itself where it starts from scratch.
+        The run with these weights and masks; itself where it starts from scratch. One that has a checkpoint takes masks alone.
 
     Raises:
-        PruneError: If that run has left no checkpoint there.
+        PruneError: If that run has left no checkpoint there, or no masks.
     """
     if spec.weights_of is None:
         return spec
@@ -94,7 +94,7 @@ def with_weights(spec: Spec, folder: Path) -> Spec:
             f"Expected the last checkpoint of {spec.weights_of!r} in {str(source.path)!r}; found none. "
             "Give all machines one folder, or copy that run's to this one."
         )
-    return replace(spec, values={**spec.values, "weights": str(source.checkpoint)})
+    return handed(spec, source.path, spec.masks, RunFolder(folder / "runs" / spec.key).checkpoint is not None)
 
 
 def cause_of(error: BaseException) -> BaseException:

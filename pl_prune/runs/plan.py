@@ -15,7 +15,7 @@ from pl_prune.runs.search import Search
 from pl_prune.runs.study_file import check_keys, files, mapping, read
 
 _KEYS = {"name", "metric", "direction", "config", "set", "rows", "grid", "search", "seeds", "not_reproduced", "paper"}
-_ROW_KEYS = {"config", "set", "grid", "weights_of"}
+_ROW_KEYS = {"config", "set", "grid", "weights_of", "masks_of"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Spec:
         config: Configuration files, later ones over earlier ones.
         values: Every setting over those files, by dotted key.
         weights_of: The run whose last weights it starts from; None: from scratch.
+        masks: Whether it keeps to the masks of that run, too.
         trial: Its number in the search of its row; None in a grid.
     """
 
@@ -40,6 +41,7 @@ class Spec:
     config: tuple[str, ...]
     values: dict[str, Any]
     weights_of: str | None = None
+    masks: bool = False
     trial: int | None = None
 
     @property
@@ -55,7 +57,7 @@ class Plan:
     Args:
         name: Names the study and its folder.
         rows: Row name -> configuration files, settings, whether the grid or the search applies to it, and the row
-            whose weights it starts from.
+            whose weights, or weights and masks, it starts from.
         grid: Dotted key -> values.
         seeds: Seeds of every point.
         metric: The logged metric that decides.
@@ -137,13 +139,22 @@ class Plan:
 
     def _check(self) -> None:
         for name, row in self.rows.items():
-            source = row.get("weights_of")
-            if source is not None and (
-                source not in self.rows or self.varies(source) or "weights_of" in self.rows[source]
-            ):
+            if {"weights_of", "masks_of"} <= set(row):
                 raise PruneError(
-                    f"Expected weights_of to name a row with `grid: false` that starts from scratch; found {source!r} in row {name!r}. "
-                    "Give that row grid: false."
+                    f"Expected weights_of or masks_of in row {name!r}; found both. Leave weights_of out: masks come with their weights."
+                )
+            chain = [name]
+            while (source := self.source(chain[-1])) in self.rows and source not in chain:
+                chain.append(source)
+            if source is not None:
+                raise PruneError(
+                    f"Expected weights_of and masks_of to lead to a row that starts from scratch; found {source!r} in row {chain[-1]!r}. "
+                    "Name another row, or look at the spelling."
+                )
+            if len(chain) > 1 and self.varies(chain[1]) and (self.search or not self.varies(name)):
+                raise PruneError(
+                    f"Expected the row of weights_of or masks_of to have one run, or one at each point of the grid as the row that starts "
+                    f"from it; found {chain[1]!r} in row {name!r}. Give {chain[1]!r} grid: false."
                 )
         for name, values in self.paper.items():
             if name not in self.rows and name not in self.not_reproduced:
@@ -168,6 +179,18 @@ class Plan:
             False for a row with `grid: false`.
         """
         return self.rows.get(row, {}).get("grid", True) is not False
+
+    def source(self, row: str) -> str | None:
+        """Name the row that another starts from.
+
+        Args:
+            row: The other.
+
+        Returns:
+            The row of the same seed, and of the same point where that varies; None where the other starts from scratch.
+        """
+        told = self.rows[row]
+        return told.get("weights_of") or told.get("masks_of")
 
     def points(self, row: str) -> list[dict[str, Any]]:
         """List the points of the grid that a row takes.
@@ -195,15 +218,17 @@ class Plan:
             The run.
         """
         told = self.rows[row]
-        source = told.get("weights_of")
+        source, masks = self.source(row), "masks_of" in told
+        own = {key: value for key, value in point.items() if not (masks and key.startswith("prune."))}
         return Spec(
             key=_key(row, point if trial is None else {"trial": trial}, seed),
             row=row,
             settings=point,
             seed=seed,
             config=(*self.config, *told["config"]),
-            values={**self.set, **(told.get("set") or {}), **point, "seed_everything": seed},
-            weights_of=None if source is None else _key(source, {}, seed),
+            values={**self.set, **(told.get("set") or {}), **own, "seed_everything": seed},
+            weights_of=None if source is None else _key(source, point if self.varies(source) else {}, seed),
+            masks=masks,
             trial=trial,
         )
 

@@ -137,12 +137,30 @@ class Stages:
         Raises:
             PruneError: If the stage before has left no checkpoint or no masks.
         """
-        values, source = {**spec.values, "trainer.devices": 1}, spec.weights_of
-        if source == "search":
-            values["prune"] = {"class_path": "pl_prune.PruneAtInit", "init_args": _masks(folder / source)}
-        if source is not None and not _begun(folder / spec.key):
-            values["weights"] = str(network(folder / source)) if source in NAMES else source
-        return replace(spec, values=values)
+        spec, begun = replace(spec, values={**spec.values, "trainer.devices": 1}), _begun(folder / spec.key)
+        if spec.weights_of in NAMES:
+            return handed(spec, folder / spec.weights_of, spec.weights_of == "search", begun)
+        return replace(spec, values={**spec.values, **({} if begun else {"weights": spec.weights_of})})
+
+
+def handed(spec: Spec, source: Path, masks: bool, begun: bool) -> Spec:
+    """Hand a run the network that another ended with.
+
+    Args:
+        spec: The run.
+        source: The folder of the other.
+        masks: Whether it keeps to the other's masks.
+        begun: Whether it goes on from a checkpoint of its own.
+
+    Returns:
+        The run with weights, running statistics and masks, as far as it needs them.
+
+    Raises:
+        PruneError: If the other has left no checkpoint or no masks.
+    """
+    pruned = {"prune": {"class_path": "pl_prune.PruneAtInit", "init_args": _masks(source)}} if masks else {}
+    weights = {} if begun else {"weights": str(network(source))}
+    return replace(spec, values={**spec.values, **pruned, **weights})
 
 
 def network(folder: Path) -> Path:
@@ -211,8 +229,8 @@ def _masks(search: Path) -> dict[str, Any]:
     for file, what in ((masks, "masks"), (config, "the configuration")):
         if not file.is_file():
             raise PruneError(
-                f"Expected {what} of 'search' at {str(file)!r}, for fine-tuning; found none. Give that stage a `prune` that makes masks, "
-                "pl_prune.ScoreLearning or pl_prune.S2AP say, or put the file back."
+                f"Expected {what} of {search.name!r} at {str(file)!r}, for fine-tuning; found none. "
+                "Give that stage a `prune` that makes masks, pl_prune.ScoreLearning or pl_prune.S2AP say, or put the file back."
             )
     learned = yaml.safe_load(config.read_text())["prune"].get("init_args", {})
     return {"masks": str(masks), **{name: learned[name] for name in ("select",) if name in learned}}

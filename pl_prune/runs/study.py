@@ -18,7 +18,7 @@ from pl_prune.runs.asked import check_unchanged, note
 from pl_prune.runs.database import heartbeats, open_database
 from pl_prune.runs.folder import RunFolder, write_whole
 from pl_prune.runs.lock import is_locked, locked
-from pl_prune.runs.outcome import best_of_rows, cause_of, outcome, with_weights
+from pl_prune.runs.outcome import best_of_rows, cause_of, outcome, with_source
 from pl_prune.runs.plan import Plan, Spec
 
 _JUST_STARTED = timedelta(seconds=60)
@@ -286,7 +286,7 @@ class Study:
             if not run.finished:
                 say(f"{spec.key}: {'resumed' if run.checkpoint else 'started'}")
                 note(spec, run)
-                train(spec if run.checkpoint else with_weights(spec, self.folder), run)
+                train(with_source(spec, self.folder), run)
             result = outcome(spec, run, self.plan.metric, self.plan.direction)
         except Exception as error:
             cause = cause_of(error)

@@ -31,10 +31,10 @@ def as_sweep(plan: Plan) -> dict[str, Any]:
         PruneError: If rows set anything but the pruning callback, start from another row's weights, or are several in a
             search over the callback's own settings: a sweep cannot vary those together.
     """
-    for name, row in plan.rows.items():
-        if row.get("weights_of"):
+    for name in plan.rows:
+        if source := plan.source(name):
             raise PruneError(
-                f"Expected rows that start from scratch, for a sweep; found weights_of {row['weights_of']!r} in row {name!r}. "
+                f"Expected rows that start from scratch, for a sweep; found weights_of or masks_of {source!r} in row {name!r}. "
                 "Leave that row out, or run the study itself."
             )
     if plan.search is None:

@@ -8,6 +8,7 @@ from conftest import TinyModule
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from refusal import expect_refusal
 from test_resume import Loader, Steady
 
 import pl_prune as plp
@@ -82,3 +83,19 @@ def test_channels_that_cannot_be_learned_are_refused(fit):
         fit(plp.ScoreLearning(0.5, plp.RLTH(), channels=plp.Channels()))
     with pytest.raises(plp.PruneError, match="can go, with a unit left"):
         fit(plp.ScoreLearning(0.999, channels=plp.Channels()))
+
+
+def test_masks_of_whole_units_are_kept_where_norms_and_biases_have_them_too(fit, tmp_path):
+    run = {"logger": CSVLogger(tmp_path, name="run", version="one"), "enable_checkpointing": False}
+    module, _ = fit(plp.ScoreLearning(0.5, channels=plp.Channels()), plp.RunRecord(), **run)
+    file = str(tmp_path / "run" / "one" / "masks.safetensors")
+    masks = plp.load_masks(file)
+    assert any(name.endswith("bias") for name in masks)
+    tuned, callback = fit(plp.PruneAtInit(masks=file))
+    assert callback.masks == masks
+    live = dict(tuned.named_parameters())
+    assert not any(live[name][~mask].any() for name, mask in masks.items())
+    kept = masks["net.3.weight"]
+    assert not torch.equal(live["net.3.weight"][kept], module.get_parameter("net.3.weight")[kept])
+    with expect_refusal("masks of single weights", "whole units", "`control`"):
+        fit(plp.PruneAtInit(masks=file, control="shuffle"))

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import fake_data
 import pytest
+import torch
 import yaml
 
+import pl_prune as plp
 from pl_prune.__main__ import main
+from pl_prune.models import ConvNet, ImageClassifier
 from pl_prune.runs.stages import Stages
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "adversarial_pruning"
@@ -23,7 +26,11 @@ GAMMAS = {  # S2AP, section 4.1
     "resnet50_imagenet": 0.0075,
     "vit_cifar10": 0.0025,
 }
-OWN = {"convnet_digits", "convnet_digits_s2ap", "rlth_resnet18_cifar10"}
+CHANNELS = {
+    f"{network}_cifar10_channels_{times}x": (network, times) for network in ("resnet18", "vgg16") for times in (4, 15)
+}
+OWN = {"convnet_digits", "convnet_digits_s2ap", "convnet_mnist", "rlth_resnet18_cifar10"}
+KEPT = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +47,7 @@ def resolved(capsys, words: list[str]) -> dict:
 
 
 def test_every_stage_file_is_found():
-    assert {p.stem for p in RECIPES} == OWN | set(GAMMAS)
+    assert {p.stem for p in RECIPES} == OWN | set(GAMMAS) | set(CHANNELS)
     assert {p.stem for p in FOLDER.glob("stages/*.yaml")} == {"search", "finetune", "vit_cifar10", "resnet50_imagenet"}
 
 
@@ -94,6 +101,71 @@ def test_digits_run_in_three_stages(capsys):
         assert [spec.key for spec in specs] == ["pretrain", "search", "finetune"]
         config = resolved(capsys, specs[1].words)
         assert config["prune"]["class_path"] == ("pl_prune.S2AP" if "s2ap" in name else "pl_prune.ScoreLearning")
+
+
+@pytest.mark.parametrize("stem", CHANNELS)
+def test_channels_are_searched_for_the_multiply_accumulates_of_the_paper(stem, capsys):
+    network, times = CHANNELS[stem]
+    pretrain, search, finetune = Stages.load(FOLDER / f"{stem}.yaml").specs
+    config = resolved(capsys, search.words)
+    learned = config["prune"]["init_args"]
+    assert learned["channels"]["target"] == "macs"
+    assert 0 <= learned["sparsity"] - (1 - 1 / times) < 1e-6
+    assert learned["gamma"] == GAMMAS[f"{network}_cifar10"]
+    assert pretrain.words == Stages.load(FOLDER / f"{network}_cifar10.yaml").specs[0].words
+    assert finetune.words == Stages.load(FOLDER / f"{network}_cifar10.yaml").specs[2].words
+
+
+def test_a_search_of_channels_is_fine_tuned_and_sliced_to_its_budget(tmp_path, capsys):
+    """The stages of a recipe of channels, with the network and the data of another one, and `pl-prune export` at their end."""
+    content = yaml.safe_load((FOLDER / "vgg16_cifar10_channels_4x.yaml").read_text())
+    small = {
+        "trainer.max_epochs": 1,
+        "trainer.limit_train_batches": 2,
+        "trainer.limit_val_batches": 1,
+        "trainer.log_every_n_steps": 1,
+    }
+    content |= {
+        "config": str(FOLDER.parent / "adversarial" / "convnet_digits.yaml"),
+        "evaluate": {"eps": 0.1, "preset": "pgd", "images": 10},
+    }
+    for stage in content["stages"].values():
+        stage["config"] = str(FOLDER / stage["config"]) if "config" in stage else []
+        stage["set"] = {**stage.get("set", {}), **small, "adversarial.loss.steps": 1}
+    content["stages"]["pretrain"]["set"]["trainer.callbacks"] = [KEPT]
+    content["stages"]["search"]["set"] |= {"prune.warmup_epochs": 0, "prune.gamma": 0.01, "trainer.callbacks": [KEPT]}
+    file = tmp_path / "channels.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert main(["adversarial", "--config", str(file), "--folder", "arm", "--json"]) == 0
+    _, search, finetune = json.loads(capsys.readouterr().out)["stages"]
+    assert search["masks"] == finetune["masks"]
+    checkpoint = finetune["checkpoint"]
+    assert (
+        main([
+            "export",
+            "--ckpt",
+            checkpoint,
+            "--format",
+            "torch",
+            "--out",
+            "small.safetensors",
+            "--repeats",
+            "1",
+            "--json",
+        ])
+        == 0
+    )
+    dense, masked, shrunk = json.loads(capsys.readouterr().out)["networks"]
+    assert 0.2 * dense["macs"] < shrunk["macs"] <= 0.25 * dense["macs"]
+    assert masked["nonzero"] >= shrunk["params"] >= shrunk["nonzero"]
+    assert shrunk["max_rel"] < 1e-5
+    network = ImageClassifier(ConvNet(width=8))
+    small, tuned = (
+        plp.load_shrunk(network, "arm/search/small.safetensors"),
+        plp.load_shrunk(network, "small.safetensors"),
+    )
+    assert {n: p.shape for n, p in small.named_parameters()} == {n: p.shape for n, p in tuned.named_parameters()}
+    assert not torch.equal(small.network.head.weight, tuned.network.head.weight)
 
 
 @pytest.mark.parametrize("stem", ["resnet50_imagenet", "vit_cifar10"])

@@ -88,7 +88,9 @@ def test_the_sweep_is_the_same_grid(study, tmp_path):
         ({"set": ["a"]}, ("set, dotted key", "['a']")),
         ({"rows": {"a": {"set": 3}}}, ("set of row 'a'", "3")),
         ({"rows": {"a": {"weights_of": "b"}}}, ("weights_of", "'b'", "row 'a'")),
-        ({"rows": {"a": {}, "b": {"weights_of": "a"}}}, ("weights_of", "'a'", "grid: false")),
+        ({"rows": {"a": {}, "b": {"weights_of": "a", "grid": False}}}, ("weights_of", "'a'", "grid: false")),
+        ({"rows": {"a": {"masks_of": "b"}, "b": {"weights_of": "a"}}}, ("masks_of", "from scratch", "row 'b'")),
+        ({"rows": {"a": {}, "b": {"weights_of": "a", "masks_of": "a"}}}, ("found both", "'b'")),
         ({"not_reproduced": "RST"}, ("not_reproduced", "'RST'")),
         ({"not_reproduced": ["SNIP"]}, ("not_reproduced", "no rows", "SNIP")),
         ({"paper": {"GraNet": [1, 2]}}, ("`paper`", "'GraNet'")),
@@ -126,6 +128,24 @@ def test_a_row_may_start_from_the_weights_of_another(study):
     assert {s.weights_of for s in specs if s.row == "dense"} == {None}
     with expect_refusal("weights_of", "'dense'", "'after'"):
         as_sweep(Plan.load(study(rows=rows)))
+
+
+def test_a_row_keeps_the_masks_of_another_at_the_same_point(study):
+    rows = {
+        "trained": {"grid": False},
+        "searched": {"config": "snip.yaml", "weights_of": "trained"},
+        "tuned": {"set": {"optimizer.lr": 0.01}, "masks_of": "searched"},
+    }
+    specs = Plan.load(study(rows=rows)).specs()
+    tuned = [s for s in specs if s.row == "tuned"]
+    assert [(s.weights_of, s.masks) for s in tuned[:2]] == [
+        ("searched_sparsity=0.8_lr=0.1_seed=0", True),
+        ("searched_sparsity=0.9_lr=0.1_seed=0", True),
+    ]
+    assert {s.weights_of for s in specs if s.row == "searched"} == {"trained_seed=0", "trained_seed=7"}
+    assert not any(key.startswith("prune") for s in tuned for key in s.values)  # its masks say how sparse it is
+    assert {s.settings["prune.sparsity"] for s in tuned} == {0.8, 0.9}
+    assert {s.masks for s in specs if s.row != "tuned"} == {False}
 
 
 def test_values_of_a_paper_are_told_and_its_rows_that_cannot_be_run_too(study):

@@ -191,6 +191,7 @@ def small(tmp_path, monkeypatch):
             "dense": {"set": {"prune": "Dense"}, "grid": False},
             "SNIP": {"config": "recipes/pai/snip.yaml"},
             "after": {"config": "recipes/pai/magnitude.yaml", "set": {"prune.sparsity": 0.5}, "weights_of": "dense", "grid": False},
+            "longer": {"masks_of": "after", "grid": False},
             "cubic": {"set": {"prune": {"class_path": "GradualPruning", "init_args": {"schedule": {
                 "class_path": "Cubic", "init_args": {"final": 0.9, "end": 50, "every": 10}}}}}, "grid": False},
         },
@@ -228,14 +229,18 @@ def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(small, tmp_pa
         torch.set_num_threads(1)
         assert main(["study", f"--config={small}", f"--folder={undisturbed}"]) == 0
     assert outcome(tmp_path / "killed") == outcome(undisturbed)
-    assert len(outcome(undisturbed)) == 5
+    assert len(outcome(undisturbed)) == 6
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()[2:]] == ["dense", "SNIP", "SNIP", "after", "cubic"]
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == ["dense", "SNIP", "SNIP", "after", "longer", "cubic"]
     run = plp.RunFolder(undisturbed / "runs" / "SNIP_sparsity=0.9_seed=0")
     assert run.masks().sparsity() == run.result()["sparsity"] == pytest.approx(0.9, abs=1e-3)
     assert len(run.metrics()) == 3
     dense, after = (plp.RunFolder(undisturbed / "runs" / f"{row}_seed=0").metrics() for row in ("dense", "after"))
     assert after[0]["train/loss"] < 0.75 * dense[0]["train/loss"]
+    masks = [plp.RunFolder(undisturbed / "runs" / f"{row}_seed=0").masks() for row in ("after", "longer")]
+    assert masks[0] == masks[1]
+    longer = plp.RunFolder(undisturbed / "runs" / "longer_seed=0").metrics()
+    assert longer[0]["train/loss"] < after[0]["train/loss"]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +259,7 @@ def test_bad_input_ends_in_a_message_and_status_two(arguments, said, small, tmp_
 
 def test_the_sweep_of_a_study_is_printed(small, capsys):
     content = yaml.safe_load(small.read_text())
-    del content["rows"]["after"]
+    del content["rows"]["after"], content["rows"]["longer"]
     small.write_text(yaml.safe_dump(content, sort_keys=False))
     assert main(["study", f"--config={small}", "--as-sweep"]) == 0
     sweep = yaml.safe_load(capsys.readouterr().out)
@@ -345,7 +350,7 @@ class Weighing(Trainer):
         self.weights = {**getattr(self, "weights", {}), spec.key: spec.values.get("weights")}
         if spec.row == "dense":
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (run.path / "checkpoints" / "last.ckpt").touch()
+            torch.save({"global_step": 2}, run.path / "checkpoints" / "last.ckpt")
         super().__call__(spec, run)
 
 
