@@ -27,6 +27,7 @@ def here(tmp_path, monkeypatch):
 def test_every_notebook_is_run_here():
     assert sorted(n.stem for n in NOTEBOOKS.glob("*.ipynb")) == [
         "adversarial",
+        "adversarial_pruning",
         "gradual_pruning",
         "hesso",
         "pruning_at_initialization",
@@ -80,6 +81,29 @@ def test_adversarial(capsys):
         assert space["results"][name].robust > space["results"]["plain"].robust + 0.2
     assert [curve[-1].robust < 0.2 for curve in space["curves"].values()] == [True] * 3
     assert "Take the normalisation out of the data" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_adversarial_pruning(capsys):
+    pytest.importorskip("matplotlib").use("Agg")
+    space = execute("adversarial_pruning.ipynb")
+    results, networks = space["results"], space["networks"]
+    assert results["pretrained"].robust > 0.7
+    for name, learner in space["learners"].items():
+        total = sum(size for _, size in learner.masks.counts().values())
+        assert round(learner.masks.sparsity() * total) == pytest.approx(0.9 * total, abs=1)
+        for tuned in (f"{name}, tuned", f"{name}, tuned, AWP"):
+            assert results[tuned].robust > results[name].robust
+            live = dict(networks[tuned].named_parameters())
+            assert not any(live[layer][~mask].any() for layer, mask in learner.masks.items())
+    hydra, s2ap = ([line["sharpness/largest_eigenvalue"] for line in curve] for curve in space["curves"].values())
+    assert hydra[:2] == s2ap[:2]  # in the warm-up both are one
+    assert hydra[2:] != s2ap[2:]
+    assert space["left"][1] <= 0.25 * space["whole"][1]
+    assert sum(p.numel() for p in space["small"].parameters()) == space["left"][0]
+    assert space["difference"] < 1e-5
+    assert results["channels, tuned"].robust > 0.6
+    assert "exact McNemar" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("default")
