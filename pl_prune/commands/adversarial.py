@@ -85,7 +85,9 @@ def _done(stages: Stages, spec: Spec, folder: Path) -> dict[str, Any]:
 
     work = RunFolder(folder / spec.key)
     if not work.finished:
-        _say(f"{spec.key}: {'resumed' if work.checkpoint else 'started'}")
+        _say(
+            f"{spec.key}: {'resumed' if work.checkpoint else 'started'}, a line for each epoch in {work.path / 'metrics.jsonl'}"
+        )
         ready = stages.ready(spec, folder)
         note(spec, work)
         StudyRun.train(ready, work)

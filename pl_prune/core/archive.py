@@ -101,7 +101,10 @@ def opened(path: str | Path, kind: Kind | None) -> Iterator[tuple[Any, dict[str,
     """
     expected = f"a file of {kind or 'scores or masks'}"
     if not Path(path).is_file():
-        raise PruneError(f"Expected {expected}; found none at {str(path)!r}. Look at the path.")
+        raise PruneError(
+            f"Expected {expected}; found none at {str(path)!r}. Look at the path; a fit leaves one in its logger's folder "
+            "under pl-prune, or beside the callback RunRecord."
+        )
     try:
         with safe_open(path, "pt") as stored:
             header = json.loads((stored.metadata() or {}).get(_KEY, "null"))

@@ -173,8 +173,9 @@ def _fitting(
         return list(shapes)
     named = dict(model.named_parameters()) if isinstance(model, nn.Module) else dict(model)
     names = {plain(name): name for name in named}
+    absent = "none" if isinstance(model, nn.Module) else "not selected"
     odd = [
-        f"{name}: {tuple(shape)} in the file, {'none' if name not in names else tuple(named[names[name]].shape)} in the model"
+        f"{name}: {tuple(shape)} in the file, {tuple(named[names[name]].shape) if name in names else absent} in the model"
         for name, shape in shapes.items()
         if name not in names or list(named[names[name]].shape) != shape
     ]
@@ -183,7 +184,8 @@ def _fitting(
     if odd:
         more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
         raise PruneError(
-            f"Expected {str(path)!r} to fit the selected parameters of the model; found {len(odd)} differences: "
-            f"{'; '.join(odd[:5])}{more}. Make the file with this architecture and this selection."
+            f"Expected {str(path)!r} to fit the selected parameters of the model; found {len(odd)} that differ: "
+            f"{'; '.join(odd[:5])}{more}. Take the architecture and the `select` that the file was made with; learned scores have "
+            "Select(output_layer=True)."
         )
     return [names[name] for name in shapes]

@@ -108,7 +108,10 @@ def test_a_file_that_does_not_fit_is_refused_before_training(fit, snip, tmp_path
         plp.PruneAtInit(masks=masks, select=plp.Select(exclude=["net.3"])),
         plp.PruneAtInit(scores=scores, select=plp.Select(exclude=["net.3"])),
     ):
-        with expect_refusal("net.3.weight: (8, 8, 3, 3) in the file, none in the model"):
+        with expect_refusal(
+            "net.3.weight: (8, 8, 3, 3) in the file, not selected in the model",
+            "the `select` that the file was made with",
+        ):
             fit(pruner)
     with expect_refusal("net.9.weight: (4, 16) in the model alone"):
         fit(plp.PruneAtInit(masks=masks, select=plp.Select(output_layer=True)))

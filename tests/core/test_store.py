@@ -106,7 +106,7 @@ def test_a_file_for_another_architecture_is_refused_by_name_and_shape(tmp_path):
 
 
 def test_what_is_not_such_a_file_is_refused(tmp_path):
-    with expect_refusal("found none", "nowhere"):
+    with expect_refusal("found none", "nowhere", "RunRecord"):
         plp.load_scores(tmp_path / "nowhere")
     with expect_refusal("found none"):
         plp.load_scores(tmp_path)
