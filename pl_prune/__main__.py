@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -33,6 +34,13 @@ COMMANDS = {
     },
 }
 """Each command is the room of its name in `pl_prune.commands`, dashes as underscores; training's share the room `trainer`."""
+
+_EXTRAS = {
+    "jsonargparse": ("cli", "reads recipes"),
+    "wandb": ("wandb", "WandbLogger logs to"),
+    "tensorboard": ("tensorboard", "TensorBoardLogger logs to"),
+}
+"""Packages that LightningCLI asks for: the extra that has each, and what it does."""
 
 _HELP = """usage: pl-prune COMMAND [options]
 
@@ -66,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 part of what was asked is left or failed, 2 bad input, 130 interrupted.
 
     Raises:
-        ImportError: If a module of the user's cannot be imported.
+        ModuleNotFoundError: If a module of the user's cannot be imported.
         SystemExit: If LightningCLI or argparse end the command.
         ValueError: If something other than the user's input is wrong.
     """
@@ -98,22 +106,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of it
             return _interrupted(command)
         raise
-    except ImportError as error:
-        if "jsonargparse" not in str(error):
-            raise
-        sys.stderr.write(
-            f"pl-prune {command}: Expected jsonargparse, which reads recipes; found it missing ({error}). "
-            "Run `pip install 'pl_prune[cli]'`.\n"
-        )
-        return 2
-    except ValueError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, PruneError):  # jsonargparse wraps what a constructor raises
+    except (ModuleNotFoundError, ValueError) as error:
+        cause: BaseException | None = error  # jsonargparse wraps what a constructor raises
+        while cause is not None and not isinstance(cause, (PruneError, ModuleNotFoundError)):
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        said = cause if isinstance(cause, PruneError) else _missing(str(cause))
+        if said is None:
             raise
-        sys.stderr.write(f"pl-prune {command}: {cause}\n")
+        sys.stderr.write(f"pl-prune {command}: {said}\n")
         return 2
+
+
+def _missing(error: str) -> str | None:
+    """Name the extra that has a missing package of those that LightningCLI asks for; None of any other."""
+    for name, (extra, use) in _EXTRAS.items():
+        if re.search(rf"\b{name}\b", error):
+            found = error.splitlines()[0]
+            return f"Expected {name}, which {use}; found it missing ({found}). Run `pip install 'pl_prune[{extra}]'`."
+    return None
 
 
 def _interrupted(command: str) -> int:

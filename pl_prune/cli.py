@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -14,8 +15,9 @@ from pl_prune.callbacks.adversarial import AdversarialTraining
 from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.gradual import GradualPruning
 from pl_prune.callbacks.hesso import HESSO
+from pl_prune.callbacks.loggers import log_settings, refuse_wandb
 from pl_prune.callbacks.record import RunRecord, refuse_finished
-from pl_prune.callbacks.report import make_report
+from pl_prune.callbacks.report import make_report, run_folder
 from pl_prune.core.files import load_weights
 from pl_prune.core.select import Select
 from pl_prune.core.types import PruneError
@@ -85,6 +87,13 @@ class PruneCLI(LightningCLI):
                 "with `pl-prune inspect`."
             )
         refuse_finished(self.trainer)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            refuse_wandb(error)
+            raise
 
     def _spare_logs(self) -> None:
         """Keep a logger from emptying the metrics of an earlier run."""
@@ -197,13 +206,24 @@ class _Silent(CSVLogger):
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Save the configuration once pruning has taken it: what is refused leaves none, and only a fit writes one."""
+    """Save the configuration once pruning has taken it: what is refused leaves none, and only a fit writes one.
+
+    It goes into the run's own folder, and to the loggers under the names by which a command line or a sweep sets it.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pass
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        if self.save_to_log_dir:
+            folder = run_folder(trainer)
+            folder.mkdir(parents=True, exist_ok=True)
+            file = str(folder / self.config_filename)
+            self.parser.save(self.config, file, skip_none=False, overwrite=self.overwrite, multifile=self.multifile)
+        log_settings(trainer, yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        self.already_saved = True
 
 
 class _Parser(LightningArgumentParser):

@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from pl_prune.callbacks.loggers import log_picture
+from pl_prune.callbacks.refusals import refuse_foreign
 from pl_prune.callbacks.report import run_folder
 from pl_prune.core.batch import batch_size, cut
 from pl_prune.core.types import PruneError, check_count
@@ -16,8 +18,8 @@ from pl_prune.report.images import image_panels
 class PredictionPanels(Callback):
     """Draw the first validation samples beside what the network predicts of them, anew at each validation.
 
-    The picture goes to `figures/predictions.png` in the run's folder, where `pl-prune report` finds it. Without a logger, and in
-    `fast_dev_run`, nothing is drawn.
+    The picture goes to `figures/predictions.png` in the run's folder, where `pl-prune report` finds it, and to wandb and TensorBoard
+    as `predictions`. Without a logger, and in `fast_dev_run`, nothing is drawn.
 
     The module has a method `panels(batch)` that returns arguments of `image_panels`: the columns, and boxes where there are
     some. `SemanticSegmenter`, `SuperResolution` and `Detector` have one.
@@ -44,6 +46,7 @@ class PredictionPanels(Callback):
         Raises:
             PruneError: If it has no method `panels`.
         """
+        refuse_foreign(trainer)
         if not hasattr(pl_module, "panels"):
             raise PruneError(
                 f"Expected {type(pl_module).__name__} to have a method panels(batch), which returns images to draw; found none. "
@@ -76,3 +79,4 @@ class PredictionPanels(Callback):
         caption = f"The first validation samples and predictions after {trainer.global_step:,} steps."
         picture = image_panels("predictions", "Predictions", caption, **pl_module.panels(shown))
         save_figure(run_folder(trainer), picture)
+        log_picture(trainer, "predictions", picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,14 +13,17 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.bridge import Bridge
+from pl_prune.callbacks.loggers import can_draw, log_picture, log_table, takes_pictures
 from pl_prune.callbacks.refusals import refuse_orphans
 from pl_prune.core.batch import batch_size
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
 from pl_prune.core.types import PruneError
+from pl_prune.report.canvas import Picture
 from pl_prune.report.collapse import find_path
 from pl_prune.report.cost import measure_cost
+from pl_prune.report.curves import density_figure
 from pl_prune.report.latency import Latency, measure_latency
 from pl_prune.report.sparsity import layer_sparsity
 from pl_prune.report.table import PruningReport
@@ -30,10 +34,10 @@ class SparsityReport(Callback):
     """Report every layer, the whole model's parameters and MACs, and whether a path is left from input to output.
 
     The table is shown when training starts, and at the end if masks have changed since; then the report, with the run's
-    last metrics, goes to `report.json`. What is
-    said of the masks is checked against the zeros measured in the weights. Scalars go to the loggers as
-    `sparsity/...`. Without a
-    pruning callback the dense network is reported.
+    last metrics, goes to `report.json`, its layers to `layers.csv`, and a picture of their density, where there is a logger, to
+    `density.png`. What is said of the masks is checked against the zeros measured in the weights. Scalars go to the loggers as
+    `sparsity/...`; wandb and TensorBoard get table and picture too, whenever the table is shown. Pictures need the extra
+    `report`, and are left out without it. Without a pruning callback the dense network is reported.
 
     Args:
         folder: Where `report.json` goes; None: the run's folder (`save_dir/name/version` of the logger), else the
@@ -69,7 +73,7 @@ class SparsityReport(Callback):
         """
         report = make_report(trainer, pl_module, self.select)
         self._shown = report.sparsity
-        rank_zero_info("\n" + report.text())
+        _show(trainer, report)
         scalars = {
             "sparsity/prunable": report.sparsity,
             "sparsity/model": 1 - report.cost.params_kept / report.cost.params,
@@ -87,7 +91,7 @@ class SparsityReport(Callback):
         """
         report = make_report(trainer, pl_module, self.select)
         if report.sparsity != self._shown:
-            rank_zero_info("\n" + report.text())
+            _show(trainer, report)
         content = report.to_dict()
         if self.latency:
             content["latency"] = asdict(_latency(trainer, pl_module, self.select))
@@ -97,6 +101,38 @@ class SparsityReport(Callback):
             part = folder / "report.json.part"
             part.write_text(json.dumps(content, indent=1))
             part.replace(folder / "report.json")
+            with (folder / "layers.csv").open("w", newline="") as file:
+                csv.writer(file).writerows(_layer_table(report))
+            if trainer.loggers and can_draw():
+                (folder / "density.png").write_bytes(_picture(report).png)
+
+
+def _show(trainer: Trainer, report: PruningReport) -> None:
+    """Show the table, here and in the loggers."""
+    rank_zero_info("\n" + report.text())
+    head, *rows = _layer_table(report)
+    log_table(trainer, "sparsity/layers", head, rows)
+    if takes_pictures(trainer):
+        log_picture(trainer, "sparsity/density", _picture(report))
+
+
+def _layer_table(report: PruningReport) -> list[list[Any]]:
+    """Write what is left of every layer, or of its units where those have been sliced off, in plain numbers under a head."""
+    if (units := _sliced(report)) is not None:
+        return [["name", "kept", "total"], *([name, *counts] for name, counts in units.items())]
+    layers = [{**layer, "shape": "x".join(map(str, layer["shape"]))} for layer in report.to_dict()["layers"]]
+    return [list(layers[0]), *(list(layer.values()) for layer in layers)] if layers else [["name"]]
+
+
+def _picture(report: PruningReport) -> Picture:
+    if (units := _sliced(report)) is not None:
+        return density_figure(units, "units")
+    return density_figure({layer.name: (layer.kept, layer.total) for layer in report.layers}, "entries")
+
+
+def _sliced(report: PruningReport) -> dict[str, tuple[int, int]] | None:
+    """Return the units of a network that others have been sliced off from, and nothing of which is masked."""
+    return report.units.layers if report.units and report.units.sliced and not report.sparsity else None
 
 
 def run_folder(trainer: Trainer) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pl_prune.report.canvas import INK, Picture, draw, legend, legend_height, look
@@ -64,7 +64,8 @@ def run_figures(run: Run) -> list[Picture]:
     Returns:
         At most ten figures.
     """
-    figures = [_densities(run)] if run.layers else []
+    layers = {layer["name"]: (layer["kept"], layer["total"]) for layer in run.layers}
+    figures = [density_figure(layers, "units" if run.sliced else "entries")] if layers else []
     names = list(
         dict.fromkeys(name for record in run.curve for name in record if name not in ("epoch", "step", "seconds"))
     )
@@ -92,8 +93,17 @@ def _metric(run: Run, kind: str, names: Sequence[str], number: int) -> Picture:
     return draw(f"training_{number + 1}", f"{kind} during training", caption, 2.6 + legend_height(labels), paint)
 
 
-def _densities(run: Run) -> Picture:
-    shares = [100 * layer["kept"] / max(layer["total"], 1) for layer in run.layers]
+def density_figure(layers: Mapping[str, tuple[int, int]], of: str) -> Picture:
+    """Draw what is left of each layer.
+
+    Args:
+        layers: What is kept and what there is in all, by layer.
+        of: What is counted: entries or units.
+
+    Returns:
+        The figure.
+    """
+    shares = [100 * kept / max(total, 1) for kept, total in layers.values()]
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -101,11 +111,11 @@ def _densities(run: Run) -> Picture:
         for place, share in enumerate(shares):
             text = f"{share:.3g}" if share else "nothing"
             axes.text(min(share, 100) + 1, place, text, va="center", size=7.5, color=INK if share else "#D55E00")
-        axes.set_yticks(range(len(shares)), apart([layer["name"] for layer in run.layers], 28))
+        axes.set_yticks(range(len(shares)), apart(list(layers), 28))
         axes.set_ylim(len(shares) - 0.4, -0.6)
         axes.set_xlim(0, 112)
         axes.set_xticks([0, 25, 50, 75, 100])
-        axes.set_xlabel(f"density (% of the layer's {'units' if run.sliced else 'entries'} kept)")
+        axes.set_xlabel(f"density (% of the layer's {of} kept)")
         axes.grid(axis="x", alpha=0.2)
 
     caption = "Look for short bars, layers of which little is kept, and for the word nothing, where none is."
