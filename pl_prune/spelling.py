@@ -15,7 +15,8 @@ _KEY = re.compile(r'Parser key "(\w+)"')
 _HOLDER = re.compile(r"Problem with given class_path '([\w.]+)'")
 _SETTING = re.compile(r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)")
 _CLASS = re.compile(r"dot import path string: (\S+)|module '[\w.]+' has no attribute '(\w+)'")
-_TOP = re.compile(r"(?i)(?:unrecognized arguments: |ambiguous option: |does not accept option ')-*(\w+)")
+_GIVEN = re.compile(r"(?:Given value: |Import path |val=')(\w+(?:\.\w+)+)")
+_TOP = re.compile(r"(?i)(?:unrecognized arguments: |ambiguous option: |does not accept option '|^option ')-*(\w+)")
 
 
 def explain(message: str, kinds: Mapping[str, type]) -> str | None:
@@ -28,6 +29,8 @@ def explain(message: str, kinds: Mapping[str, type]) -> str | None:
     Returns:
         Expected, found and fix; None where the message is about something else.
     """
+    if "does not correspond to a subclass" in message and (foreign := _foreign(message)):
+        return foreign
     if top := _TOP.search(message):
         close = closest(top[1], [*kinds, "weights"])
         return f"Expected a known key; found {top[1]!r}. The closest name is {close!r}." if close else None
@@ -46,6 +49,17 @@ def explain(message: str, kinds: Mapping[str, type]) -> str | None:
             return _setting(".".join(path), holder, found[1])
         elif (found := _CLASS.search(line)) and expected is not None:
             return _class(".".join(path), expected, (found[1] or found[2]).rpartition(".")[2])
+    return None
+
+
+def _foreign(message: str) -> str | None:
+    for name in _GIVEN.findall(message):
+        cls = _load(name)
+        if cls is not None and any(base.__module__.startswith("pytorch_lightning") for base in cls.__mro__):
+            return (
+                f"Expected a class of the package lightning; found {name!r}, of pytorch_lightning: the two do not mix in one project. "
+                "Import from lightning.pytorch in place of pytorch_lightning, everywhere."
+            )
     return None
 
 

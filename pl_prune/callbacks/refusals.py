@@ -52,6 +52,22 @@ def refuse_trainer(trainer: Trainer) -> None:
             )
 
 
+def refuse_foreign(trainer: object) -> None:
+    """Raise if the other Lightning runs a callback of ours: what it calls, and what it has, are not those that we know.
+
+    Args:
+        trainer: Whatever calls the callback.
+
+    Raises:
+        PruneError: If it is the Trainer of pytorch_lightning.
+    """
+    if any(base.__module__.startswith("pytorch_lightning") for base in type(trainer).__mro__):
+        raise PruneError(
+            "Expected the Trainer of the package lightning; found that of pytorch_lightning: the two do not mix in one project. "
+            "Import from lightning.pytorch in place of pytorch_lightning, everywhere (import lightning.pytorch as pl)."
+        )
+
+
 def of_tuner(trainer: Trainer) -> bool:
     """Say whether the last checkpoint loaded is one that the learning-rate or batch-size finder wrote within this fit.
 

@@ -15,6 +15,7 @@ from pl_prune.adversarial.scored import ScoredWeights
 from pl_prune.adversarial.sharpness import largest_eigenvalue, loss_difference, mask_stability
 from pl_prune.callbacks.adversarial import AdversarialTraining
 from pl_prune.callbacks.bridge import Bridge
+from pl_prune.callbacks.refusals import refuse_foreign
 from pl_prune.callbacks.score_learning import ScoreLearning
 from pl_prune.core import sync
 from pl_prune.core.batch import batch_size
@@ -75,6 +76,7 @@ class ScoreSharpness(Callback):
             pl_module: The module.
             stage: fit, validate, test or predict.
         """
+        refuse_foreign(trainer)
         if stage == "fit":
             self._first = None
             _learning(trainer)
