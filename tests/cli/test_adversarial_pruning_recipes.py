@@ -48,7 +48,9 @@ def resolved(capsys, words: list[str]) -> dict:
 
 def test_every_stage_file_is_found():
     assert {p.stem for p in RECIPES} == OWN | set(GAMMAS) | set(CHANNELS)
-    assert {p.stem for p in FOLDER.glob("stages/*.yaml")} == {"search", "finetune", "vit_cifar10", "resnet50_imagenet"}
+    assert {p.stem for p in FOLDER.glob("stages/*.yaml")} == {
+        *("search", "finetune", "attack", "sharpness", "vit_cifar10", "resnet50_imagenet")
+    }
 
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.stem in GAMMAS], ids=lambda p: p.stem)
