@@ -82,7 +82,7 @@ class Select:
 
         Raises:
             PruneError: If nothing is prunable, a pattern matches nothing, or a prunable layer's weight is not a plain
-            parameter.
+                parameter.
         """
         layers = list(_weights(model))
         first, last = _ends(model, run)

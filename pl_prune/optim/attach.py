@@ -136,7 +136,7 @@ def attach_masks(optimizer: Optimizer, model: nn.Module, masks: MaskSet) -> Enfo
 
     Raises:
         PruneError: If there is no mask, the masks do not fit the model, or the optimizer steps none of the masked
-        parameters.
+            parameters.
 
     >>> import torch, pl_prune as plp
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))

@@ -31,7 +31,8 @@ def describe_criteria(criteria: Sequence[Criterion]) -> list[dict[str, Any]]:
         criteria: One instance of each, with the settings to be shown.
 
     Returns:
-        Plain data: name, needs, gradients, curvature, cost, and the value and other choices of each setting.
+        Plain data: name, needs, gradients, curvature, rounds, cost, whether layers are compared, and the value and other
+        choices of each setting.
     """
     found = []
     for one in criteria:
@@ -47,7 +48,9 @@ def describe_criteria(criteria: Sequence[Criterion]) -> list[dict[str, Any]]:
             "needs": needs if one.needs_data else "nothing",
             "gradients": one.uses_gradients,
             "curvature": one.curvature,
+            "rounds": one.rounds,
             "cost": one.cost,
+            "compares_layers": not one.layerwise_only,
             "settings": settings,
         })
     return found
@@ -68,6 +71,8 @@ def criteria_table(criteria: Sequence[Criterion]) -> Markdown:
             " or ".join([f"`{s['name']}={s['value']!r}`", *(f"`{other!r}`" for other in s["others"])])
             for s in one["settings"]
         ]
-        gradients = "yes" if one["gradients"] else "no"
-        rows.append([f"`{one['name']}`", one["needs"], gradients, one["curvature"], one["cost"], ", ".join(settings)])
-    return Markdown(("Criterion", "Needs", "Gradients", "Curvature", "Cost", "Settings"), rows)
+        gradients, compares = ("yes" if one[key] else "no" for key in ("gradients", "compares_layers"))
+        facts = [one["needs"], gradients, one["curvature"], str(one["rounds"]), one["cost"], compares]
+        rows.append([f"`{one['name']}`", *facts, ", ".join(settings)])
+    head = ("Criterion", "Needs", "Gradients", "Curvature", "Rounds", "Cost", "Compares layers", "Settings")
+    return Markdown(head, rows)

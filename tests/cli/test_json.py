@@ -105,7 +105,9 @@ def test_criteria_are_all_listed_with_their_settings(capfd):
         "needs": "nothing",
         "gradients": False,
         "curvature": "none",
+        "rounds": 1,
         "cost": "no pass",
+        "compares_layers": True,
         "settings": [],
     }
 
