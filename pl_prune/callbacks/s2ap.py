@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -108,7 +109,7 @@ class S2AP(ScoreLearning):
         self._gradient, self._z = state["gradient"], state["z"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a module whose loss cannot be had before its step; else begin.
+        """Refuse a module whose loss cannot be had before its step; begin, and warn of a fit that ends with the warm-up.
 
         Args:
             trainer: The trainer.
@@ -122,6 +123,12 @@ class S2AP(ScoreLearning):
         for held in (self._gradient, self._z):
             if held is not None:
                 held.update({name: t.to(pl_module.device) for name, t in held.items()})
+        epochs = trainer.max_epochs
+        if self.gamma and epochs and 0 < epochs <= self.warmup_epochs and not trainer.fast_dev_run:
+            rank_zero_warn(
+                f"{self.state_key} perturbs nothing: the fit has {epochs} epochs, and warmup_epochs is {self.warmup_epochs}. Lower "
+                "it, train longer, or use ScoreLearning."
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Move the scores before the first batch of a step.

@@ -206,7 +206,7 @@ class ScoreLearning(PruningCallback):
         assert self.scored is not None
         if self.scored.entered:
             self.scored.undo()
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if self.best == "batch_loss" and isinstance(loss, Tensor):
             self._best.compare(-float(loss.detach()), self.scored, pl_module, trainer.global_step)
 

@@ -164,7 +164,7 @@ def test_without_a_bound_s2ap_is_its_learner_bit_for_bit(fit, learner):
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"perturbation": "reuse"}, {"perturb": "weights"}, {"mode": "scale", "z_persistent": True}]
+    "how", [{}, {"perturbation": "reuse"}, {"perturb": "weights"}, {"mode": "project", "z_persistent": True}]
 )
 def test_without_a_step_scores_are_as_before_bit_for_bit(fit, how):
     module = TinyModule()
@@ -481,3 +481,30 @@ def test_a_failing_step_leaves_the_pruned_network(fit):
         fit(callback, module=module)
     for name, mask in callback.masks.items():
         assert torch.equal(dict(module.named_parameters())[name] != 0, mask)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        plp.ScoreLearning(0.7, best="batch_loss"),
+        plp.S2AP(0.7, gamma=0.05, warmup_epochs=0),
+        plp.S2AP(0.7, gamma=0.05, warmup_epochs=0, perturbation="reuse"),
+    ],
+    ids=["ScoreLearning", "S2AP", "reuse"],
+)
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_step_that_returns_no_loss_moves_no_scores(fit, callback):
+    class Skipping(TinyModule):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) if batch_idx else None
+
+    module = Skipping()
+    start = {name: callback.learner.begin(name, p.detach(), 0)[1] for name, p in SELECT(module).items()}
+    watch, _, _ = scores_of(fit, callback, module=module)
+    assert same(watch.all[0], start)
+    assert not same(watch.all[1], start)
+
+
+def test_a_fit_that_ends_with_the_warm_up_is_warned_of(fit):
+    with pytest.warns(UserWarning, match="S2AP perturbs nothing: the fit has 2 epochs, and warmup_epochs is 5"):
+        fit(plp.S2AP(0.7))
