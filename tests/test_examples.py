@@ -96,7 +96,8 @@ def test_the_loop_of_plain_pytorch(end, asked, tmp_path, monkeypatch, capsys):
 PROJECT = """
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
-for name in ("PruneAtInit", "pl_prune.PruneAtInit"):
+for code, name in (("import pl_prune", "PruneAtInit"), ("", "pl_prune.PruneAtInit"), ("from pl_prune import PruneAtInit", "PruneAtInit")):
+    exec(code)
     try:
         LightningCLI(BoringModel, args=["fit", f"--trainer.callbacks+={name}", "--print_config"])
     except SystemExit as end:
@@ -104,10 +105,10 @@ for name in ("PruneAtInit", "pl_prune.PruneAtInit"):
 """
 
 
-def test_a_project_that_does_not_import_the_package_needs_the_full_class_path():
+def test_a_project_that_does_not_import_the_classes_needs_the_full_class_path():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", PROJECT], capture_output=True, text=True, check=True)
     assert (
         "Expected a dot import path string: PruneAtInit" in done.stderr
     )  # of jsonargparse, before any code of ours runs
-    assert re.findall(r"exit (\d)", done.stdout) == ["2", "0"]
+    assert re.findall(r"exit (\d)", done.stdout) == ["2", "0", "0"]
     assert "class_path: pl_prune.PruneAtInit" in done.stdout

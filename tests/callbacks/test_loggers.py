@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import TinyModule
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning_utilities.core.imports import RequirementCache
 
@@ -179,3 +182,12 @@ def test_a_logger_whose_package_is_missing_is_named_with_its_extra(offline, capf
     arguments = ["--trainer.logger.save_dir=runs", "--trainer.logger.version=null"]
     assert main([*FIT, f"--trainer.logger=lightning.pytorch.loggers.{kind}", *arguments]) == 2
     assert f"pip install 'pl_prune[{extra}]'" in capfd.readouterr().err
+
+
+def test_the_page_on_loggers_runs(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (RECIPES.parent / "docs" / "loggers.md").read_text(), re.DOTALL)
+    space: dict = {"plp": plp, "Trainer": partial(Trainer, max_epochs=1, accelerator="cpu")}
+    exec(code, space)
+    assert [type(logger) for logger in space["trainer"].loggers] == [CSVLogger, TensorBoardLogger]

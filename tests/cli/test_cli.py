@@ -53,7 +53,7 @@ def test_every_recipe_is_found():
     assert [p.relative_to(ROOT).as_posix() for p in RECIPES] == ["recipes/quickstart.yaml"]
     assert len(BASELINES) == 11
     assert len(ADVERSARIAL) == 7
-    assert [len(kind) for kind in (OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES)] == [1, 11, 16, 2, 19, 1]
+    assert [len(kind) for kind in (OVERLAYS, SWEEPS, CRITERIA, GRADUAL, SETTINGS, STUDIES)] == [2, 11, 16, 2, 19, 1]
 
 
 def test_every_criterion_has_a_recipe():
