@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pl_prune.callbacks.refusals import refuse_foreign
 from pl_prune.core import sync
 from pl_prune.core.allocate import Allocation
 from pl_prune.core.archive import hash_batches
@@ -53,7 +52,6 @@ class Bridge:
     """
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule, select: Select, samples: Samples) -> None:
-        refuse_foreign(trainer)
         self.trainer = trainer
         self.pl_module = pl_module
         self.select = select
