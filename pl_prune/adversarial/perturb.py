@@ -48,7 +48,7 @@ def perturbation(
     tiny = torch.finfo(total.dtype).tiny
     bounds = gamma * torch.stack(torch._foreach_norm([values[name] for name in names]))
     if mode == "scale":
-        factors = bounds / lengths.clamp_(min=tiny)
+        factors = bounds / lengths.clamp_(min=1e-20)  # far from where the quotient overflows
     else:
         assert rates is not None
         factors = torch.tensor([rates[name] for name in names], dtype=total.dtype).to(total.device)

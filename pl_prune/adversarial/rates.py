@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from pl_prune.adversarial.scores import HARP
 
@@ -47,7 +47,7 @@ class Rates:
         least = learner.least * self.density
         self.raw = torch.logit(((k.clamp(max=0.99) - least) / (1 - least)).clamp_(min=1e-6))
         self.raw.requires_grad_()
-        self._optimizer = SGD([self.raw], lr=1.0, momentum=_MOMENTUM)
+        self._momentum: Tensor | None = None
         self.growing, self._factor = True, learner.weight
 
     def densities(self) -> Tensor:
@@ -63,26 +63,32 @@ class Rates:
         """Return by which fraction the learned densities, as they are, exceed the budget; 0 within it."""
         return ((self._costs * self.densities()).sum() / (self.density * self._costs.sum()) - 1).clamp(min=0)
 
-    @torch.enable_grad()
     def step(self, gradients: Mapping[str, Tensor | None], optimizer: Optimizer) -> None:
         """Step the densities.
 
         Args:
             gradients: dL/dk of the loss alone, by layer: the sum of dL/dM over its mask.
-            optimizer: Whose learning rate and weight decay to use, that of the first layer's group.
+            optimizer: Whose learning rate and weight decay to use, those of each layer's group.
         """
         order = list(self._carriers)
         found = [(i, g) for i, name in enumerate(order) if (g := gradients.get(name)) is not None]
         if not found:
             return
         slope = torch.zeros(len(order), dtype=torch.float64)
-        slope[[i for i, _ in found]] = torch.stack([g.double() for _, g in found]).cpu()
-        loss = (self.densities() * slope).sum() + self._factor * self.excess()
-        (self.raw.grad,) = torch.autograd.grad(loss, [self.raw])
-        first = id(self._carriers[order[found[0][0]]])
-        theirs = next(group for group in optimizer.param_groups if any(id(p) == first for p in group["params"]))
-        self._optimizer.param_groups[0].update(lr=float(theirs["lr"]), weight_decay=theirs.get("weight_decay", 0.0))
-        self._optimizer.step()
+        slope[[i for i, _ in found]] = torch.stack([g for _, g in found]).cpu().double()
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        mine = [groups.get(id(p), {}) for p in self._carriers.values()]
+        rates, decay = (
+            torch.tensor([float(group.get(key, 0)) for group in mine], dtype=torch.float64)
+            for key in ("lr", "weight_decay")
+        )
+        with torch.enable_grad():
+            loss = (self.densities() * slope).sum() + self._factor * self.excess()
+            (gradient,) = torch.autograd.grad(loss, [self.raw])
+        with torch.no_grad():
+            gradient += decay * self.raw
+            self._momentum = gradient if self._momentum is None else _MOMENTUM * self._momentum + gradient
+            self.raw.sub_(rates * self._momentum)
 
     def begin_epoch(self, epoch: int) -> None:
         """Let the factor grow, unless the budget held at an epoch's end.
@@ -101,10 +107,9 @@ class Rates:
         Returns:
             Tensors and plain containers only.
         """
-        momentum = self._optimizer.state[self.raw].get("momentum_buffer")
         return {
             "raw": self.raw.detach().clone(),
-            "momentum": None if momentum is None else momentum.clone(),
+            "momentum": None if self._momentum is None else self._momentum.clone(),
             "growing": self.growing,
             "factor": self._factor,
         }
@@ -117,6 +122,5 @@ class Rates:
         """
         with torch.no_grad():
             self.raw.copy_(state["raw"])
-        if state["momentum"] is not None:
-            self._optimizer.state[self.raw]["momentum_buffer"] = state["momentum"].clone()
+        self._momentum = None if state["momentum"] is None else state["momentum"].clone()
         self.growing, self._factor = bool(state["growing"]), float(state["factor"])

@@ -183,9 +183,11 @@ class Scored(ABC):
             PruneError: If they have.
         """
         odd = [name for name, s in self.scores.items() if not bool(torch.isfinite(s).all())]
+        if self.rates is not None and not bool(torch.isfinite(self.rates.raw).all()):
+            odd.append("the learned densities")
         if odd:
             raise PruneError(
-                f"Expected finite scores; found others in {odd[:5]} ({len(odd)} layers). Lower the learning rate, clip gradients, or "
+                f"Expected finite scores; found others in {odd[:5]} ({len(odd)} in all). Lower the learning rate, clip gradients, or "
                 "resume from an earlier checkpoint."
             )
 

@@ -69,7 +69,8 @@ class ScoredWeights(Scored):
     def masks(self) -> MaskSet:
         """Return M(s), whatever the parameters hold at the moment."""
         if self.moved:
-            return MaskSet({name: top_mask(s, self.counts[name]) for name, s in self.scores.items()})
+            counts = self.counts
+            return MaskSet({name: top_mask(s, counts[name]) for name, s in self.scores.items()})
         return MaskSet({name: marks > 1 for name, marks in self._marks.items()})
 
     def kept(self, name: str) -> Tensor:

@@ -132,7 +132,8 @@ class HARP(ScoreLearner):
     def __post_init__(self) -> None:
         check_choice("start", self.start, ("uniform", "erk"))
         for name, value, high in (("least", self.least, 1.0), ("weight", self.weight, float("inf"))):
-            if not 0 <= value < high or (name == "least" and not value):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 <= value < high or (name == "least" and not value):
                 bound = "in (0, 1)" if name == "least" else "of 0 or more"
                 raise PruneError(f"Expected {name} {bound}; found {value!r}. The paper uses least=0.1 and weight=0.01.")
 

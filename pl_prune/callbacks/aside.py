@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pl_prune.callbacks.adversarial import AdversarialTraining
 from pl_prune.core import sync
-from pl_prune.core.sandbox import attributes_of
-from pl_prune.core.types import PruneError
+from pl_prune.core.sandbox import aside
+from pl_prune.core.types import PruneError, plain
 
 
 def batch_gradient(
@@ -37,13 +37,14 @@ def batch_gradient(
         Gradients by name, the mean over all ranks; zeros where the step returned no loss.
     """
     takes_index = len(inspect.signature(pl_module.training_step).parameters) > 1
-    with _aside(trainer, pl_module), torch.enable_grad():
+    with _quietly(trainer, pl_module), torch.enable_grad():
         with trainer.precision_plugin.forward_context():
             output = pl_module.training_step(batch, batch_idx) if takes_index else pl_module.training_step(batch)
         loss = output.get("loss") if isinstance(output, Mapping) else output
-        values = list(params.values())
-        found = [None] * len(values) if loss is None else torch.autograd.grad(loss, values, allow_unused=True)
-    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(values, found, strict=True)]
+        learning = [name for name, p in params.items() if p.requires_grad and loss is not None]
+        found = torch.autograd.grad(loss, [params[name] for name in learning], allow_unused=True) if learning else ()
+    made = dict(zip(learning, found, strict=True))
+    gradients = [torch.zeros_like(p) if made.get(name) is None else made[name] for name, p in params.items()]
     size = sync.rank_and_size()[1]
     if size > 1:
         flat = torch.cat([g.reshape(-1) for g in gradients]).div_(size)
@@ -89,22 +90,28 @@ def refuse_steps(pl_module: LightningModule, who: str) -> None:
         )
 
 
+def write_into(checkpoint: dict[str, Any], pl_module: LightningModule, held: Mapping[str, Tensor]) -> None:
+    """Put values into a checkpoint in the place of those that parameters hold at the moment, under all names of theirs.
+
+    Args:
+        checkpoint: The whole checkpoint.
+        pl_module: The module.
+        held: Values by parameter name (`plain`).
+    """
+    values = {id(p): held[plain(name)] for name, p in pl_module.named_parameters() if plain(name) in held}
+    state = checkpoint.get("current_model_state", checkpoint["state_dict"])  # beside an average, where there is one
+    for name, p in pl_module.named_parameters(remove_duplicate=False):
+        if name in state and id(p) in values:
+            state[name] = values[id(p)].clone()
+
+
 @contextmanager
-def _aside(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    again = attributes_of(pl_module)
-    buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]  # batch norms write unseen by autograd
-    loggers, device = trainer.loggers, pl_module.device
-    log = {"log": vars(pl_module)["log"]} if "log" in vars(pl_module) else {}
-    pl_module.__dict__["log"] = lambda *_, **__: None
-    trainer.loggers = [DummyLogger() for _ in loggers]
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+def _quietly(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    loggers = trainer.loggers
+    with aside(pl_module):
+        pl_module.__dict__["log"] = lambda *_, **__: None  # `aside` takes it away again
+        trainer.loggers = [DummyLogger() for _ in loggers]
+        try:
             yield
-    finally:
-        trainer.loggers = loggers
-        pl_module.__dict__.pop("log")
-        pl_module.__dict__.update(log)
-        again()
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        finally:
+            trainer.loggers = loggers

@@ -14,10 +14,11 @@ from pl_prune.adversarial.perturb import Mode, check_perturbation, learning_rate
 from pl_prune.adversarial.score_state import Scored
 from pl_prune.adversarial.scores import HYDRA, ScoreLearner
 from pl_prune.callbacks.aside import attack, batch_gradient, refuse_steps
+from pl_prune.callbacks.best_scores import refuse_steps as score_refusals
 from pl_prune.callbacks.channels import Channels
 from pl_prune.callbacks.score_learning import Best, ScoreLearning
 from pl_prune.core.select import Select
-from pl_prune.core.types import check_choice
+from pl_prune.core.types import PruneError, check_choice
 
 
 class S2AP(ScoreLearning):
@@ -76,11 +77,16 @@ class S2AP(ScoreLearning):
         check_perturbation(gamma, mode, warmup_epochs)
         check_choice("perturbation", perturbation, ("gradient", "reuse"))
         check_choice("perturb", perturb, ("scores", "weights"))
+        if z_persistent and mode == "scale":
+            raise PruneError(
+                "Expected z_persistent with mode='project'; found mode='scale', where z is the gradient's direction alone. Leave one out."
+            )
         self.gamma, self.mode, self.warmup_epochs = gamma, mode, warmup_epochs
         self.perturbation, self.perturb = perturbation, perturb
         self.z_persistent, self.normalize_update = z_persistent, normalize_update
         self._gradient: dict[str, Tensor] | None = None  # of the step before, where it is used again
         self._z: dict[str, Tensor] | None = None  # of the step before, where it persists
+        self._window: dict[str, Tensor] | None = None  # of a step that is still to come
 
     @property
     def method(self) -> str:
@@ -97,7 +103,7 @@ class S2AP(ScoreLearning):
         Returns:
             Tensors and plain containers only.
         """
-        return {**super().progress(), "gradient": self._gradient, "z": self._z}
+        return {**super().progress(), "gradient": self._gradient, "z": self._z, "window": self._window}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Take them back.
@@ -106,7 +112,7 @@ class S2AP(ScoreLearning):
             state: The whole state of this callback.
         """
         super().resume(state)
-        self._gradient, self._z = state["gradient"], state["z"]
+        self._gradient, self._z, self._window = state["gradient"], state["z"], state["window"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a module whose loss cannot be had before its step; begin, and warn of a fit that ends with the warm-up.
@@ -118,9 +124,11 @@ class S2AP(ScoreLearning):
         if self.gamma and self.perturbation == "gradient":
             refuse_steps(pl_module, type(self).__name__)
         if not self._restored:
-            self._gradient = self._z = None
+            self._gradient = self._z = self._window = None
         super().on_fit_start(trainer, pl_module)
-        for held in (self._gradient, self._z):
+        if self.perturbation == "reuse" and self.scored is not None:
+            score_refusals(trainer, self.scored.params, True)
+        for held in (self._gradient, self._z, self._window):
             if held is not None:
                 held.update({name: t.to(pl_module.device) for name, t in held.items()})
         epochs = trainer.max_epochs
@@ -142,16 +150,18 @@ class S2AP(ScoreLearning):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         scored = self.scored
         assert scored is not None
-        if not self.gamma or scored.moved or trainer.current_epoch < self.warmup_epochs:
+        if not self.gamma or trainer.current_epoch < self.warmup_epochs:
             return
-        if self.perturbation == "gradient":
+        if self._window is not None:
+            self._put(scored, self._window)
+        elif self.perturbation == "gradient":
             gradient = batch_gradient(trainer, pl_module, batch, batch_idx, scored.params)
             if self.perturb == "scores":
                 gradient = scored.score_gradients(gradient)
-            self._move(trainer, scored, gradient)
+            self._move(trainer, pl_module, scored, gradient)
         elif self._gradient is not None:
             attack(trainer, pl_module, batch)  # the network that is not moved, as in the other case
-            self._move(trainer, scored, self._gradient)
+            self._move(trainer, pl_module, scored, self._gradient)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Let the optimizer see scores and their gradients, and keep these where the next step uses them again.
@@ -163,27 +173,22 @@ class S2AP(ScoreLearning):
         """
         scored = self.scored
         assert scored is not None
+        self._window = None
         if self.gamma and self.perturbation == "reuse":
             found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in scored.params.items()}
             scores = self.perturb == "scores"
             self._gradient = scored.score_gradients(found) if scores else {n: g.clone() for n, g in found.items()}
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate w0 * M(s), also between two batches of a step.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
-        if self.scored is not None:
-            self.scored.undo()
-
-    def _move(self, trainer: Trainer, scored: Scored, gradient: dict[str, Tensor]) -> None:
+    def _move(self, trainer: Trainer, pl_module: LightningModule, scored: Scored, gradient: dict[str, Tensor]) -> None:
         rates = learning_rates(trainer.optimizers, scored.carriers if self.perturb == "scores" else scored.params)
         values = scored.scores if self.perturb == "scores" else {n: p.detach() for n, p in scored.params.items()}
         if self.perturb == "weights":
             gradient = {name: g.masked_fill(~scored.kept(name), 0) for name, g in gradient.items()}
         z = perturbation(gradient, values, self.gamma, self.mode, rates, self._z)
         self._z = z if self.z_persistent else None
+        self._window = z if trainer.accumulate_grad_batches > 1 or not pl_module.automatic_optimization else None
+        self._put(scored, z)
+
+    def _put(self, scored: Scored, z: dict[str, Tensor]) -> None:
         scored.put(z) if self.perturb == "scores" else scored.shift(z)

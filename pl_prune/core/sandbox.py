@@ -63,6 +63,27 @@ def untouched(model: nn.Module, train: bool = False, seed: int = 0) -> Iterator[
                 thaw_grad()
 
 
+@contextmanager
+def aside(model: nn.Module) -> Iterator[None]:
+    """Run a model as it is, with the random numbers that come next, and restore it and the random state at the end.
+
+    Restored is what `untouched` restores of modules, buffers and random states; modes stay, and `.grad` is not looked at.
+
+    Args:
+        model: The module to run inside.
+
+    Yields:
+        None.
+    """
+    frozen = [_freeze(m.__dict__) for m in model.modules()]
+    with _random_state(None):
+        try:
+            yield
+        finally:
+            for thaw in frozen:
+                thaw()
+
+
 def attributes_of(model: nn.Module) -> Callable[[], None]:
     """Note what a module holds beside parameters, so that no batch sees what another one left there (a hidden state).
 
@@ -103,18 +124,19 @@ def attributes_of(model: nn.Module) -> Callable[[], None]:
 
 
 @contextmanager
-def _random_state(seed: int) -> Iterator[None]:
+def _random_state(seed: int | None) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     saved = torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
     saved_cuda = torch.cuda.get_rng_state_all() if cuda else []
     try:
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        if numpy:
-            numpy.random.seed(seed)
-        if cuda:
-            torch.cuda.manual_seed_all(seed)
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            if numpy:
+                numpy.random.seed(seed)
+            if cuda:
+                torch.cuda.manual_seed_all(seed)
         yield
     finally:
         torch.set_rng_state(saved[0])

@@ -247,60 +247,6 @@ def test_s2ap_is_its_algorithm(fit, mode, perturbation):
     assert not torch.allclose(plain.last["net.0.weight"].double(), watch.last["net.0.weight"], atol=1e-6)
 
 
-class Moves(Callback):
-    """Count how often the network is moved, and see that steps and validations happen where they should."""
-
-    def __init__(self, callback: plp.S2AP) -> None:
-        self.callback, self.put, self.moved_at = callback, [], []
-
-    def on_train_start(self, trainer, pl_module):
-        scored, put = self.callback.scored, self.callback.scored.put
-
-        def counted(moves=None):
-            if moves is not None:
-                self.put.append(trainer.fit_loop.epoch_loop.batch_idx)
-                for name, z in moves.items():
-                    assert float(z.norm()) <= self.callback.gamma * float(scored.scores[name].norm()) * (1 + 1e-6)
-            put(moves)
-
-        scored.put = counted
-
-    def on_validation_batch_start(self, *_):
-        assert not self.callback.scored or not self.callback.scored.moved
-
-
-def test_a_window_of_accumulated_batches_has_one_perturbation(fit):
-    callback = plp.S2AP(0.7, gamma=0.05, warmup_epochs=0)
-    moves = Moves(callback)
-    fit(callback, moves, accumulate_grad_batches=4)
-    assert moves.put == [0, 0]
-    callback = plp.S2AP(0.7, gamma=0.05, warmup_epochs=1)
-    moves = Moves(callback)
-    fit(callback, moves, accumulate_grad_batches=2, val_check_interval=1)
-    assert len(moves.put) >= 2
-    assert not callback._gradient
-
-
-def test_a_checkpoint_in_the_middle_of_a_window_holds_the_network_that_is_not_moved(fit, tmp_path):
-    class Save(Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            if trainer.fit_loop.epoch_loop.batch_idx == 1 and not trainer.current_epoch:
-                assert callback.scored.moved
-                assert any(
-                    not torch.equal(dict(pl_module.named_parameters())[n], w)
-                    for n, w in callback.scored.kept_weights().items()
-                )
-                trainer.save_checkpoint(tmp_path / "middle.ckpt")
-                self.expected = callback.scored.kept_weights()
-
-    callback, save = plp.S2AP(0.7, gamma=0.5, mode="scale", warmup_epochs=0), Save()
-    fit(callback, save, accumulate_grad_batches=4)
-    checkpoint = torch.load(tmp_path / "middle.ckpt", weights_only=True)
-    for name, value in save.expected.items():
-        assert torch.equal(checkpoint["state_dict"][name], value), name
-    assert abs(float(sum((v == 0).sum() for v in save.expected.values())) / 1864 - 0.7) < 0.001
-
-
 @pytest.mark.parametrize(
     "make",
     [
