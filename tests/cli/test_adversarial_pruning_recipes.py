@@ -189,7 +189,8 @@ def test_a_search_of_one_step_makes_masks(stem, tmp_path, monkeypatch):
         fake_data.imagenet(tmp_path / "data")
         small += ["--data.size=32", "--model.network.network.depth=18"]
     else:
-        small += ["--adversarial.loss.steps=1"]
+        network = "--model.network.network"
+        small += [f"{network}.depth=2", f"{network}.width=48", f"{network}.heads=2", "--adversarial.loss.steps=1"]
         fake_data.cifar(tmp_path / "data", monkeypatch, 10)
     search = next(spec for spec in Stages.load(FOLDER / f"{stem}.yaml").specs if spec.key == "search")
     assert main(["fit", *search.words, *small, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=runs"]) == 0
