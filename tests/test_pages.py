@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,20 +107,26 @@ def test_yaml_is_what_the_command_line_takes(page, part, parse, tmp_path):
 
 
 @pytest.mark.parametrize(("page", "text"), SWEEPS, ids=[page for page, _ in SWEEPS])
-def test_every_value_of_a_sweep_reaches_the_run(page, text, parse, tmp_path):
+def test_first_and_last_values_of_a_sweep_reach_the_run(page, text, parse, tmp_path):
     (file,) = re.findall(r"recipes/sweeps/\w+\.yaml", text)
     command = yaml.safe_load((ROOT / file).read_text())["command"]
-    recipes = [f"--config={ROOT / word}" for word in command if word.startswith("recipes/") and "loggers" not in word]
-    args = tmp_path / "args.json"
-    for name, parameter in yaml.safe_load(text)["parameters"].items():
-        for value in parameter["values"]:
-            args.write_text(json.dumps({name: value}))
-            found = parse(*recipes, f"--config={args}")
+    command = [
+        str(ROOT / word) if word.startswith("recipes/") else word for word in command[command.index("fit") + 1 :]
+    ]
+    args, swept = tmp_path / "args.json", yaml.safe_load(text)["parameters"]
+    for which in (0, -1):
+        values = {name: parameter["values"][which] for name, parameter in swept.items()}
+        args.write_text(json.dumps(values))
+        given = {"${args_json_file}": [str(args)], "${args}": [f"--{name}={value}" for name, value in values.items()]}
+        config = parse(*(word for part in command for word in given.get(part, [part])))
+        for name, value in values.items():
             if name == "trainer.callbacks+":
-                added = found["trainer"]["callbacks"][len(parse(*recipes)["trainer"]["callbacks"]) :]
-                assert [one["class_path"] for one in added] == [one["class_path"] for one in value]
+                last = config["trainer"]["callbacks"][-len(value) :]
+                assert [one["class_path"] for one in last] == [one["class_path"] for one in value]
                 continue
+            found = config
             for key in name.split("."):
+                found = found[-1] if isinstance(found, list) else found
                 found = found.get(key, found.get("init_args", {}).get(key))
             found = found["class_path"].rpartition(".")[2] if isinstance(found, dict) else found
             assert found == (value.rpartition(".")[2] if isinstance(value, str) else value), name
@@ -191,6 +198,15 @@ def test_robustness_evaluation(space):
 
 def test_prediction_panels(space):
     assert run("prediction_panels", space)["trainer"].callbacks[0].samples == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*hyperparameters")
+def test_loggers(space):
+    pytest.importorskip("tensorboard")
+    run("loggers", space)["trainer"].fit(space["module"], space["data"])
+    (layers,) = Path("runs/mine").rglob("layers.csv")
+    assert len(layers.read_text().splitlines()) == 4  # a head and three prunable layers
+    assert list(Path("runs/board").rglob("events.*"))
 
 
 def test_a_dense_twin_does_not_lose_masks(space, tmp_path):
