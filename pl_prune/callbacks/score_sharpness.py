@@ -62,6 +62,8 @@ class ScoreSharpness(Callback):
         check_count("every_n_epochs", every_n_epochs)
         check_count("iterations", iterations)
         check_type("samples", samples, Samples, "for example pl_prune.Samples(total=128)")
+        if not isinstance(rhos, (tuple, list)):
+            raise PruneError(f"Expected rhos to be several radii; found {rhos!r}. Write ({rhos!r},) for one.")
         for rho in rhos:
             check_positive("each of rhos", rho)
         self.every_n_epochs, self.iterations, self.rhos = every_n_epochs, iterations, tuple(rhos)

@@ -198,7 +198,7 @@ def test_what_makes_no_sense_is_refused(fit):
         fit(diagnostics())
     with pytest.raises(plp.PruneError, match=r"found 2\. Leave ScoreSharpness out"):
         fit(diagnostics(), s2ap(), plp.ScoreLearning(0.7, name="other"))
-    for bad in ({"every_n_epochs": 0}, {"iterations": 0}, {"rhos": (0.01, 0)}, {"samples": 8}):
+    for bad in ({"every_n_epochs": 0}, {"iterations": 0}, {"rhos": (0.01, 0)}, {"rhos": 0.01}, {"samples": 8}):
         with pytest.raises(plp.PruneError, match="Expected"):
             plp.ScoreSharpness(**bad)
 
