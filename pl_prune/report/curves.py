@@ -14,6 +14,9 @@ from pl_prune.report.words import abbreviate, apart
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LAYERS = 100
+"""Bars in one figure."""
+
 
 def curve_figures(study: Study) -> list[Picture]:
     """Draw the metric over the epochs for every row, at the sparsest and at the densest point; and sharpness, where it was measured.
@@ -94,7 +97,7 @@ def _metric(run: Run, kind: str, names: Sequence[str], number: int) -> Picture:
 
 
 def density_figure(layers: Mapping[str, tuple[int, int]], of: str) -> Picture:
-    """Draw what is left of each layer.
+    """Draw what is left of each layer; of very many, the sparsest.
 
     Args:
         layers: What is kept and what there is in all, by layer.
@@ -103,7 +106,10 @@ def density_figure(layers: Mapping[str, tuple[int, int]], of: str) -> Picture:
     Returns:
         The figure.
     """
-    shares = [100 * kept / max(total, 1) for kept, total in layers.values()]
+    every = {name: 100 * kept / max(total, 1) for name, (kept, total) in layers.items()}
+    least = set(sorted(every, key=every.__getitem__)[:_LAYERS])
+    shown = {name: share for name, share in every.items() if name in least}
+    shares = list(shown.values())
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -111,7 +117,7 @@ def density_figure(layers: Mapping[str, tuple[int, int]], of: str) -> Picture:
         for place, share in enumerate(shares):
             text = f"{share:.3g}" if share else "nothing"
             axes.text(min(share, 100) + 1, place, text, va="center", size=7.5, color=INK if share else "#D55E00")
-        axes.set_yticks(range(len(shares)), apart(list(layers), 28))
+        axes.set_yticks(range(len(shares)), apart(list(shown), 28))
         axes.set_ylim(len(shares) - 0.4, -0.6)
         axes.set_xlim(0, 112)
         axes.set_xticks([0, 25, 50, 75, 100])
@@ -119,4 +125,5 @@ def density_figure(layers: Mapping[str, tuple[int, int]], of: str) -> Picture:
         axes.grid(axis="x", alpha=0.2)
 
     caption = "Look for short bars, layers of which little is kept, and for the word nothing, where none is."
+    caption += f" The {_LAYERS} sparsest of {len(layers)} layers." if len(layers) > _LAYERS else ""
     return draw("density", "Density of each layer", caption, 0.9 + 0.2 * max(len(shares), 2), paint)

@@ -18,6 +18,7 @@ from lightning_utilities.core.imports import RequirementCache
 
 import pl_prune as plp
 from pl_prune.__main__ import main
+from pl_prune.report.curves import density_figure
 
 wandb = pytest.importorskip("wandb")
 Image = pytest.importorskip("PIL.Image")
@@ -106,6 +107,14 @@ def test_units_that_were_sliced_off_are_logged_as_units(fit, tmp_path):
     units = json.loads((tmp_path / "csv" / "one" / "report.json").read_text())["units"]["layers"]
     assert (head, {name: [int(kept), int(total)] for name, kept, total in rows}) == (["name", "kept", "total"], units)
     assert sum(int(row[1]) for row in rows) < sum(int(row[2]) for row in rows)
+
+
+def test_a_network_of_very_many_layers_is_drawn_by_its_sparsest():
+    pytest.importorskip("matplotlib")
+    picture = density_figure({f"layer{i}.weight": (i, 3000) for i in range(3000)}, "entries")
+    assert "The 100 sparsest of 3000 layers" in picture.caption
+    assert "layer99.weight" in picture.svg
+    assert "layer100.weight" not in picture.svg
 
 
 def test_without_matplotlib_there_are_tables_alone(fit, tmp_path, monkeypatch):
