@@ -16,7 +16,9 @@ from pl_prune import MaskSet
 from pl_prune.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-TABLES = tuple(f"recipes/studies/{kind}" for kind in ("hesso", "ippro", "pai", "s2ap", "yopo"))  # runs/test_study_recipes.py
+TABLES = tuple(
+    f"recipes/studies/{kind}" for kind in ("hesso", "ippro", "pai", "s2ap", "yopo")
+)  # runs/test_study_recipes.py
 TRANSFER = ("recipes/transfer", "recipes/transfer/targets")
 STRUCTURED = ("recipes/hesso", "recipes/structured")  # run by test_language_recipes.py and test_structured_recipes.py
 STAGES = ("recipes/adversarial_pruning", "recipes/adversarial_pruning/stages")  # test_adversarial_pruning_recipes.py
