@@ -70,8 +70,7 @@ def check_sparsity(sparsity: float, of: str = "prunable parameters") -> None:
     """
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
         raise PruneError(
-            f"Expected a sparsity in [0, 1), the fraction of {of} to remove; found {sparsity!r}. "
-            "Write 90 % as 0.9."
+            f"Expected a sparsity in [0, 1), the fraction of {of} to remove; found {sparsity!r}. Write 90 % as 0.9."
         )
 
 
