@@ -230,7 +230,8 @@ class _Parser(LightningArgumentParser):
     """A parser that says which name was meant where one of ours is mistyped."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        meant = explain(message, {"prune": PruningCallback, "adversarial": AdversarialTraining})
+        kinds = {"prune": PruningCallback, "adversarial": AdversarialTraining}
+        meant = explain(message, kinds) if self.exit_on_error else None  # the parser of a class within raises
         if meant is None:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self

@@ -16,7 +16,10 @@ _HOLDER = re.compile(r"Problem with given class_path '([\w.]+)'")
 _SETTING = re.compile(r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)")
 _CLASS = re.compile(r"dot import path string: (\S+)|module '[\w.]+' has no attribute '(\w+)'")
 _GIVEN = re.compile(r"(?:Given value: |Import path |val=')(\w+(?:\.\w+)+)")
-_TOP = re.compile(r"(?i)(?:unrecognized arguments: |ambiguous option: |does not accept option '|^option ')-*(\w+)")
+_GROUP = re.compile(r"Group '(\w+)' does not accept option '([\w.]+)'")
+_TOP = re.compile(
+    r"(?i)^(?:unrecognized arguments: |ambiguous option: |subcommand '\w+' does not accept option '|option ')-*(\w+)"
+)
 
 
 def explain(message: str, kinds: Mapping[str, type]) -> str | None:
@@ -47,6 +50,8 @@ def explain(message: str, kinds: Mapping[str, type]) -> str | None:
             holder = _load(found[1])
         elif (found := _SETTING.search(line)) and holder is not None:
             return _setting(".".join(path), holder, found[1])
+        elif (found := _GROUP.search(line)) and (group := _hint(holder, found[1])) is not None:
+            return _setting(".".join([*path, found[1]]), group, found[2])
         elif (found := _CLASS.search(line)) and expected is not None:
             return _class(".".join(path), expected, (found[1] or found[2]).rpartition(".")[2])
     return None

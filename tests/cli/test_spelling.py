@@ -50,6 +50,12 @@ def test_a_mistyped_name_is_answered_with_the_closest(words, said, capfd, monkey
         ("criterion: pl_prune.SNIP", "criterion: {class_path: GraSP, init_args: {temperture: 1.0}}", "is 'temperature'."),
         ("criterion: pl_prune.SNIP", "allocation: {class_path: Globl}", "found 'Globl'. The closest name is 'Global'."),
         ("\nprune:", "\nprun:", "found 'prun'. The closest name is 'prune'."),
+        (
+            "sparsity: 0.9",
+            "samples: {per_clas: 3}",
+            "a setting of Samples under prune.samples; found 'per_clas'. The closest name is 'per_class'.",
+        ),
+        ("sparsity: 0.9", "select: {exclud: [a]}", "a setting of Select under prune.select; found 'exclud'. The closest name is"),
     ],
 )  # fmt: skip
 def test_so_is_one_in_a_recipe(old, new, said, tmp_path, capfd, monkeypatch):
@@ -61,6 +67,15 @@ def test_so_is_one_in_a_recipe(old, new, said, tmp_path, capfd, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         main(["fit", "--config", str(recipe)])
     assert said in capfd.readouterr().err
+
+
+def test_a_mistyped_setting_of_the_module_is_not_taken_for_a_key_of_ours(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pl-prune"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", QUICKSTART, "--model.wieght=3"])
+    error = capfd.readouterr().err
+    assert "Option 'wieght' is not accepted" in error
+    assert "weights'" not in error
 
 
 def test_what_is_like_nothing_is_answered_with_all_there_are():
