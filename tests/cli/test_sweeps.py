@@ -28,12 +28,10 @@ NOTHING_TO_SWEEP = {
     "ScoreSharpness",
     "SparsityReport",
 }
-WATCHER = """#!{python}
-import json, sys
+WATCHER = """import json, sys
 print(json.dumps(sys.argv[1:]), file=open("started.jsonl", "a"))
 """
-PROGRAM = """#!{python}
-import sys
+PROGRAM = """import sys
 import torch
 from pl_prune.__main__ import main
 torch.set_num_threads(1)
@@ -59,7 +57,8 @@ def program(text: str) -> Path:
     """Put something else in the place of pl-prune."""
     path = Path("bin").absolute()
     path.mkdir()
-    (path / "pl-prune").write_text(text.format(python=sys.executable))
+    (path / "pl_prune_program.py").write_text(text)
+    (path / "pl-prune").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{path}/pl_prune_program.py" "$@"\n')
     (path / "pl-prune").chmod(stat.S_IRWXU)
     return path
 
