@@ -286,3 +286,12 @@ def test_a_layer_that_is_frozen_in_mid_run_is_left_out_of_the_perturbation(fit):
     for kind in ("S2AP", "AWP"):
         module, _ = fit(Freeze(), *MOVERS[kind](), max_epochs=1)
         assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", MOVERS)
+def test_mixed_precision_moves_and_puts_back_alike(fit, kind):
+    seen = Between()
+    module, _ = fit(*MOVERS[kind](), seen, module=still(), precision="bf16-mixed", max_epochs=1)
+    assert all(same(found, seen.after[0]) for found in seen.after)
+    assert not any(same(found, seen.after[0]) for found in seen.within)
+    assert all(p.dtype == torch.float32 for p in module.parameters())
