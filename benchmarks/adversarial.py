@@ -22,9 +22,10 @@ from typing import Any
 
 import timing
 import torch
+from adversarial_training import published_step as trades_step
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import pl_prune as plp
@@ -91,20 +92,7 @@ def published_step(
         layer.made = None
         if once:
             layer.made = Sorted.apply(layer.scores.detach().abs(), 1 - SPARSITY, None)  # type: ignore[no-untyped-call]
-    model.eval()
-    moved = x + 0.001 * torch.randn_like(x)
-    for _ in range(LOSS.steps):
-        moved = moved.detach().requires_grad_()
-        divergence = kl_div(log_softmax(model(moved), 1), softmax(model(x), 1), reduction="sum")
-        (gradient,) = torch.autograd.grad(divergence, moved)
-        moved = moved.detach() + LOSS.step_size * gradient.sign()
-        moved = torch.clamp(torch.min(torch.max(moved, x - LOSS.eps), x + LOSS.eps), 0, 1)
-    model.train()
-    optimizer.zero_grad()
-    natural = cross_entropy(model(x), y)
-    robust = kl_div(log_softmax(model(moved.detach()), 1), softmax(model(x), 1), reduction="batchmean")
-    (natural + LOSS.beta * robust).backward()
-    optimizer.step()
+    trades_step(model, optimizer, x, y)
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pl_prune.adversarial.attacks import alike
 from pl_prune.adversarial.batch import examples_of
 from pl_prune.adversarial.losses import TRADES, RobustLoss
-from pl_prune.callbacks.refusals import refuse_foreign
+from pl_prune.callbacks.refusals import refuse_other_lightning
 from pl_prune.core import sync
 from pl_prune.core.seeds import seed_of
 from pl_prune.core.types import PruneError, check_type
@@ -62,7 +62,7 @@ class AdversarialTraining(Callback):
             pl_module: The module.
             stage: fit, validate, test or predict.
         """
-        refuse_foreign(trainer)
+        refuse_other_lightning(trainer)
         self._detach()
         if stage != "fit":
             return

@@ -16,7 +16,7 @@ from pl_prune.callbacks.around_steps import AroundSteps
 from pl_prune.callbacks.aside import batch_gradient, refuse_steps, write_into
 from pl_prune.callbacks.base import pruning_callbacks
 from pl_prune.callbacks.gradual import GradualPruning
-from pl_prune.callbacks.refusals import refuse_foreign
+from pl_prune.callbacks.refusals import refuse_other_lightning
 from pl_prune.callbacks.score_learning import ScoreLearning
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.types import PruneError, plain
@@ -62,7 +62,7 @@ class AWP(Callback):
         Raises:
             PruneError: If scores are learned, or masks change behind this callback's back.
         """
-        refuse_foreign(trainer)
+        refuse_other_lightning(trainer)
         refuse_steps(pl_module, "AWP")
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for other in pruning_callbacks(trainer):

@@ -95,7 +95,7 @@ def batch_loss(loss: Tensor) -> float:
     return float(total) / sync.rank_and_size()[1]
 
 
-def refuse_steps(trainer: Trainer, params: Mapping[str, nn.Parameter], alone: bool) -> None:
+def refuse_stepping(trainer: Trainer, params: Mapping[str, nn.Parameter], alone: bool) -> None:
     """Raise where scores could not be stepped in the place of weights.
 
     Args:

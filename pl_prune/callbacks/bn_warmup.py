@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_prune.callbacks.bridge import Bridge
-from pl_prune.callbacks.refusals import refuse_foreign
+from pl_prune.callbacks.refusals import refuse_other_lightning
 from pl_prune.core.samples import Samples
 from pl_prune.core.select import Select
 from pl_prune.core.types import PruneError, check_choice
@@ -81,7 +81,7 @@ class BatchNormWarmup(Callback):
             trainer: The trainer.
             pl_module: The module.
         """
-        refuse_foreign(trainer)
+        refuse_other_lightning(trainer)
         if not trainer.ckpt_path:
             done = Bridge(trainer, pl_module, Select(), Samples(seed=self.seed)).warm_up_norms(self.batches)
             rank_zero_info(f"BatchNormWarmup: {done}.")

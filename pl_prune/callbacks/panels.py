@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pl_prune.callbacks.loggers import log_picture
-from pl_prune.callbacks.refusals import refuse_foreign
+from pl_prune.callbacks.refusals import refuse_other_lightning
 from pl_prune.callbacks.report import run_folder
 from pl_prune.core.batch import batch_size, cut
 from pl_prune.core.types import PruneError, check_count
@@ -46,7 +46,7 @@ class PredictionPanels(Callback):
         Raises:
             PruneError: If it has no method `panels`.
         """
-        refuse_foreign(trainer)
+        refuse_other_lightning(trainer)
         if not hasattr(pl_module, "panels"):
             raise PruneError(
                 f"Expected {type(pl_module).__name__} to have a method panels(batch), which returns images to draw; found none. "

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pl_prune.callbacks.base import pruning_callbacks
-from pl_prune.callbacks.refusals import refuse_foreign
+from pl_prune.callbacks.refusals import refuse_other_lightning
 from pl_prune.callbacks.report import run_folder, units_of
 from pl_prune.core import sync
 from pl_prune.core.masks import MaskSet
@@ -43,7 +43,7 @@ class RunRecord(Callback):
             pl_module: The module.
             stage: fit, validate, test or predict.
         """
-        refuse_foreign(trainer)
+        refuse_other_lightning(trainer)
         if stage != "fit" or trainer.logger is None or trainer.fast_dev_run:
             return
         error = None

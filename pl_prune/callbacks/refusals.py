@@ -52,7 +52,7 @@ def refuse_trainer(trainer: Trainer) -> None:
             )
 
 
-def refuse_foreign(trainer: object) -> None:
+def refuse_other_lightning(trainer: object) -> None:
     """Raise if the other Lightning runs a callback of ours: what it calls, and what it has, are not those that we know.
 
     Args:

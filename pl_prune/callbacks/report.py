@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from pl_prune.callbacks.base import PruningCallback, pruning_callbacks
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.callbacks.loggers import can_draw, log_picture, log_table, takes_pictures
-from pl_prune.callbacks.refusals import refuse_foreign, refuse_orphans
+from pl_prune.callbacks.refusals import refuse_orphans, refuse_other_lightning
 from pl_prune.core.batch import batch_size
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.samples import Samples
@@ -71,7 +71,7 @@ class SparsityReport(Callback):
             trainer: The trainer.
             pl_module: The module.
         """
-        refuse_foreign(trainer)
+        refuse_other_lightning(trainer)
         report = make_report(trainer, pl_module, self.select)
         self._shown = report.sparsity
         _show(trainer, report)

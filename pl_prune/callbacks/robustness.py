@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pl_prune.adversarial.chunk import Protocol
 from pl_prune.adversarial.evaluate import evaluate
 from pl_prune.adversarial.statistics import RobustAccuracy
-from pl_prune.callbacks.refusals import refuse_foreign
+from pl_prune.callbacks.refusals import refuse_other_lightning
 from pl_prune.callbacks.report import run_folder
 from pl_prune.core.samples import Samples
 from pl_prune.core.types import PruneError, check_count
@@ -80,7 +80,7 @@ class RobustnessEvaluation(Callback):
         Raises:
             PruneError: If a callback that averages weights comes first.
         """
-        refuse_foreign(trainer)
+        refuse_other_lightning(trainer)
         if stage == "fit" and self.every_n_epochs is not None:
             before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
             for other in before:

@@ -14,7 +14,7 @@ from pl_prune.adversarial.perturb import Mode, check_perturbation, learning_rate
 from pl_prune.adversarial.score_state import Scored
 from pl_prune.adversarial.scores import HYDRA, ScoreLearner
 from pl_prune.callbacks.aside import attack, batch_gradient, refuse_steps
-from pl_prune.callbacks.best_scores import refuse_steps as score_refusals
+from pl_prune.callbacks.best_scores import refuse_stepping
 from pl_prune.callbacks.channels import Channels
 from pl_prune.callbacks.score_learning import Best, ScoreLearning
 from pl_prune.core.select import Select
@@ -127,7 +127,7 @@ class S2AP(ScoreLearning):
             self._gradient = self._z = self._window = None
         super().on_fit_start(trainer, pl_module)
         if self.perturbation == "reuse" and self.scored is not None:
-            score_refusals(trainer, self.scored.params, True)
+            refuse_stepping(trainer, self.scored.params, True)
         for held in (self._gradient, self._z, self._window):
             if held is not None:
                 held.update({name: t.to(pl_module.device) for name, t in held.items()})

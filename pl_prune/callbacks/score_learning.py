@@ -14,7 +14,7 @@ from pl_prune.adversarial.score_state import Scored
 from pl_prune.adversarial.scored import ScoredWeights
 from pl_prune.adversarial.scored_units import ScoredUnits
 from pl_prune.adversarial.scores import HYDRA, ScoreLearner, neutral_norms
-from pl_prune.callbacks.best_scores import BestScores, batch_loss, held_out_accuracy, refuse_steps, standing_still
+from pl_prune.callbacks.best_scores import BestScores, batch_loss, held_out_accuracy, refuse_stepping, standing_still
 from pl_prune.callbacks.bridge import Bridge
 from pl_prune.callbacks.channels import Channels
 from pl_prune.callbacks.learned_masks import LearnedMasks
@@ -243,7 +243,7 @@ class ScoreLearning(LearnedMasks):
         self._names = {plain(name): name for name, _ in pl_module.named_parameters()}
         self.scored = scored = self._begin(bridge, masks)
         self._kept = self._masks = None  # `scored` has them
-        refuse_steps(trainer, scored.params, self.channels is not None)
+        refuse_stepping(trainer, scored.params, self.channels is not None)
         self._frozen = standing_still(pl_module, scored.params.values(), self.learner)
         for optimizer in trainer.optimizers:
             self._handles.append(optimizer.register_step_post_hook(lambda stepped, *_: scored.leave(stepped)))

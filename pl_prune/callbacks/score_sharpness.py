@@ -15,7 +15,7 @@ from pl_prune.adversarial.scored import ScoredWeights
 from pl_prune.adversarial.sharpness import largest_eigenvalue, loss_difference, mask_stability
 from pl_prune.callbacks.adversarial import AdversarialTraining
 from pl_prune.callbacks.bridge import Bridge
-from pl_prune.callbacks.refusals import refuse_foreign
+from pl_prune.callbacks.refusals import refuse_other_lightning
 from pl_prune.callbacks.score_learning import ScoreLearning
 from pl_prune.core import sync
 from pl_prune.core.batch import batch_size
@@ -78,7 +78,7 @@ class ScoreSharpness(Callback):
             pl_module: The module.
             stage: fit, validate, test or predict.
         """
-        refuse_foreign(trainer)
+        refuse_other_lightning(trainer)
         if stage == "fit":
             self._first = None
             _learning(trainer)

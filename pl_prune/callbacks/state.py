@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pl_prune.callbacks.refusals import MARK, of_tuner, refuse_file, refuse_foreign, refuse_orphans
+from pl_prune.callbacks.refusals import MARK, of_tuner, refuse_file, refuse_orphans, refuse_other_lightning
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.types import PruneError, plain
 
@@ -68,7 +68,7 @@ class MaskState(Callback, ABC):
             pl_module: The module.
             stage: fit, validate, test or predict.
         """
-        refuse_foreign(trainer)
+        refuse_other_lightning(trainer)
         self._stage = stage
         self._reading, self._stale = stage == "fit", trainer.ckpt_path  # which is that of an earlier fit
         if stage == "fit":

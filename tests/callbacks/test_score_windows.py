@@ -295,3 +295,37 @@ def test_mixed_precision_moves_and_puts_back_alike(fit, kind):
     assert all(same(found, seen.after[0]) for found in seen.after)
     assert not any(same(found, seen.after[0]) for found in seen.within)
     assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+class Two(TinyModule):
+    """Steps the first layers and the others by optimizers of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.net[:6].parameters(), 0.1), torch.optim.SGD(self.net[6:].parameters(), 0.1)]
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+def test_several_optimizers_step_scores_of_weights_and_no_others(fit):
+    callback = plp.ScoreLearning(0.7)
+    module, _ = fit(callback, module=Two(), max_epochs=1)
+    begun = {name: plp.HYDRA().begin(name, w0, 0)[1] for name, w0 in callback._kept["weights"].items()}
+    assert not any(torch.equal(s, begun[name]) for name, s in callback._kept["scores"].items())
+    for name, mask in callback.masks.items():
+        assert torch.equal(dict(module.named_parameters())[name] != 0, mask)
+    with pytest.raises(plp.PruneError, match="one optimizer for all parameters that have scores; found 2"):
+        fit(plp.S2AP(0.7, warmup_epochs=0, perturbation="reuse"), module=Two(), max_epochs=1)
+
+
+def test_best_that_nobody_measures_is_warned_of(fit):
+    with pytest.warns(UserWarning, match="nobody measured what best='held_out' decides by"):
+        fit(plp.ScoreLearning(0.7, best="held_out"), max_epochs=1, limit_val_batches=0)
