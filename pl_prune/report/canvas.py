@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pl_prune.core.types import PruneError
 
@@ -99,14 +99,14 @@ def draw(name: str, title: str, caption: str, height: float, paint: Callable[[Fi
     svg, png = io.StringIO(), io.BytesIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about letters that a font lacks, and layouts that are tight
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=144)
+        canvas = FigureCanvasAgg(figure)
         paint(figure)
         figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
         figure.set_layout_engine("none")
         # Not by `savefig`, which draws everything twice; the SVG comes last, for it leaves 72 dots an inch.
         figure.patch.set_facecolor("white")
-        figure.set_dpi(160)
-        FigureCanvasAgg(figure).print_png(png)  # type: ignore[no-untyped-call]
+        canvas.print_png(png, pil_kwargs={"compress_level": 3})  # type: ignore[no-untyped-call]
         figure.patch.set_facecolor("none")
         FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
             svg, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -159,20 +159,25 @@ def band(axes: Axes, xs: Sequence[float], middle: Sequence[float], wide: Sequenc
     axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
 
 
-def panels(figure: Figure, titles: Sequence[str]) -> list[Axes]:
+def panels(figure: Figure, titles: Sequence[str], alike: Literal["x", "y"] | None = None) -> list[Axes]:
     """Divide a figure into small panels, two a line.
 
     Args:
         figure: Which.
         titles: Of the panels; about 36 letters fit.
+        alike: The axis that the caller makes the same in all panels; it is labelled at the figure's edge alone.
 
     Returns:
         One axes for each title.
     """
-    lines = -(-len(titles) // 2)
-    every = list(figure.subplots(lines, min(2, len(titles)), squeeze=False).flat)
-    for axes, title in zip(every, titles, strict=False):
+    columns = min(2, len(titles))
+    every = list(figure.subplots(-(-len(titles) // 2), columns, squeeze=False).flat)
+    for place, (axes, title) in enumerate(zip(every, titles, strict=False)):
         axes.set_title(title, loc="left")
+        if alike == "x":
+            axes.tick_params(labelbottom=place + columns >= len(titles))
+        elif alike == "y":
+            axes.tick_params(labelleft=place % columns == 0)
     for axes in every[len(titles) :]:
         axes.remove()
     return every[: len(titles)]

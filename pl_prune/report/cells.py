@@ -33,6 +33,19 @@ def cells(axes: Axes, table: Sequence[Sequence[float]], norm: Any, colors: str) 
     return mesh
 
 
+def write(axes: Axes, column: int, line: int, text: str, color: str) -> None:
+    """Write into a cell; the layout need not measure what lies inside the table.
+
+    Args:
+        axes: Whose.
+        column: From 0.
+        line: From 0.
+        text: A few letters.
+        color: Of the text.
+    """
+    axes.text(column, line, text, color=color, ha="center", va="center", size=7).set_in_layout(False)
+
+
 def linear(top: float, bottom: float = 0) -> Any:
     """Return even colours.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import inf, isinf, nan
 
@@ -118,6 +119,13 @@ def ranks(values: Tensor) -> Tensor:
     return middle[place]
 
 
+def _unit(one: Entries) -> Tensor:
+    centred = ranks(one.scores)
+    centred -= centred.mean()
+    size = float(centred.norm())
+    return centred / size if size else centred * nan
+
+
 def rank_correlations(found: Sequence[Entries]) -> list[list[float]]:
     """Correlate the scores of every two runs.
 
@@ -132,13 +140,11 @@ def rank_correlations(found: Sequence[Entries]) -> list[list[float]]:
         Spearman, The proof and measurement of association between two things. Table 4 of IPPRO correlates scores without
         saying by which coefficient; ranks are what pruning looks at, and do not depend on the scale of a score.
     """
-    units = []
-    for one in found:
-        centred = ranks(one.scores)
-        centred -= centred.mean()
-        size = float(centred.norm())
-        units.append(centred / size if size else centred * nan)
-    return [
-        [float(a @ b) if one.shapes == other.shapes else nan for other, b in zip(found, units, strict=True)]
-        for one, a in zip(found, units, strict=True)
-    ]
+    with ThreadPoolExecutor(2) as pool:  # sorting leaves the interpreter free
+        units = list(pool.map(_unit, found))
+    table = [[nan] * len(found) for _ in found]
+    for i, one in enumerate(found):
+        for j in range(i + 1):
+            if one.shapes == found[j].shapes:
+                table[i][j] = table[j][i] = float(units[i] @ units[j])
+    return table

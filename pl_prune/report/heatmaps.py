@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pl_prune.core.masks import MaskSet
 from pl_prune.report.canvas import INK, Picture, draw
-from pl_prune.report.cells import cells, linear, tall, ticks
+from pl_prune.report.cells import cells, linear, tall, ticks, write
 from pl_prune.report.grid import Group, Run, Study
 from pl_prune.report.scored import MASKS, read_masks
 from pl_prune.report.sparsity import BOTTLENECK
@@ -60,7 +60,7 @@ def density_figures(study: Study) -> list[Picture]:
                     elif len(groups) <= 8 and not isnan(value):
                         dark = norm(value) < 0.55
                         text = f"{100 * value:.2g}" if value < 0.995 else "100"
-                        axes.text(x, y, text, color="white" if dark else "black", ha="center", va="center", size=7)
+                        write(axes, x, y, text, "white" if dark else "black")
             marks = [low, *(t for t in (1e-3, 0.01, 0.03, 0.1, 0.3, 1) if t > 1.5 * low)]
             bar = figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02, ticks=marks)
             bar.ax.set_yticklabels([f"{100 * tick:.2g}" if tick < 1 else "100" for tick in marks])
@@ -108,12 +108,11 @@ def collapse_figure(study: Study) -> Picture | None:
                     value = group.average(lambda run, m=measure: m(run.layers) if run.layers else None)  # type: ignore[misc]
                     found[group.cell.row, i] = nan if value is None else value
             table = [[found[row, i] for i in range(len(points))] for row in rows]
-            top = max((v for line in table for v in line if not isnan(v)), default=0)
-            cells(axes, table, linear(top or 1), "Blues")
+            top = max((1, *(v for line in table for v in line if not isnan(v))))
+            cells(axes, table, linear(top), "Blues")
             for (row, i), value in found.items():
-                text = "-" if isnan(value) else f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
-                color = INK if isnan(value) else "white" if value > 0.6 * (top or 1) else "black"
-                axes.text(i, rows.index(row), text, color=color, ha="center", va="center", size=7.5)
+                color = INK if isnan(value) else "white" if value > 0.6 * top else "black"
+                write(axes, i, rows.index(row), _short(value), color)
             axes.set_title(title)
             ticks(axes, [_tick(study, p) for p in points], rows, room=14)
         every[1].set_xlabel(abbreviate(study.short(study.axis), 40) if study.axis else "point of the grid")
@@ -164,7 +163,7 @@ def agreement_figure(study: Study) -> Picture | None:
             for x, value in enumerate(line):
                 if not isnan(value) and len(groups) <= 10:
                     color = "white" if value < 0.55 else "black"
-                    axes.text(x, y, f"{value:.2f}", color=color, ha="center", va="center", size=7)
+                    write(axes, x, y, f"{value:.2f}", color)
         figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02).set_label("IoU (0 to 1)")
 
     density = mean(1 - (g.average(lambda run: run.record.get("sparsity")) or 0) for g in groups)
@@ -187,6 +186,14 @@ def _density(group: Group, name: str) -> float:
 
     value = group.average(of)
     return nan if value is None else value
+
+
+def _short(value: float) -> str:
+    if isnan(value):
+        return "-"
+    if 0 < value < 0.05:
+        return "<.1"
+    return f"{value:.0f}" if value >= 10 or value % 1 == 0 else f"{value:.1f}"
 
 
 def _empty(layers: Sequence[dict[str, Any]]) -> float:

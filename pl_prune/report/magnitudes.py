@@ -46,7 +46,8 @@ def scatter_figure(found: Sequence[Entries], magnitudes: Entries) -> Picture | N
     below = [100 * float((sizes[one.kept] < line).double().mean()) for one, line in zip(found, lines, strict=True)]
 
     def paint(figure: Figure) -> None:
-        for axes, one, line in zip(panels(figure, apart([e.row for e in found], 30)), found, lines, strict=True):
+        titles = apart([e.row for e in found], 30)
+        for axes, one, line in zip(panels(figure, titles, alike="x"), found, lines, strict=True):
             _scatter(axes, one, sizes, line)
         figure.supxlabel("magnitude |w| when scored (log scale)", size=9)
         figure.supylabel("score (log scale)", size=9)
@@ -122,7 +123,10 @@ def _scatter(axes: Axes, one: Entries, sizes: Tensor, line: float) -> None:
         places = (one.kept == kept).nonzero().flatten()
         places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:_POINTS]]
         places = places[(sizes[places] > 0) & ((one.scores[places] > 0) | (flat is not None))]
-        axes.scatter(sizes[places], one.scores[places], s=2, linewidths=0, color=color, rasterized=True)
+        points = axes.plot(sizes[places].numpy(), one.scores[places].numpy(), "o", color=color, rasterized=True)
+        points[0].set(markersize=1.4, markeredgewidth=0)
     axes.axvline(line, color=_LINE, linewidth=1.2, dashes=(4, 2))
-    powers_of_ten(axes.xaxis, float(sizes.quantile(0.01)) or 1e-6, float(sizes.max()) or 1.0)
+    small, large = float(sizes.quantile(0.0005)) or 1e-6, float(sizes.max()) or 1.0
+    powers_of_ten(axes.xaxis, small, large)
+    axes.set_xlim(small / 1.5, 1.5 * large)
     powers_of_ten(axes.yaxis, ends[0], ends[-1], flat)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import asinh, isnan, log10
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pl_prune.report.axes import powers_of_ten
 from pl_prune.report.canvas import INK, Picture, draw, look, panels
-from pl_prune.report.cells import cells, linear, tall, ticks
+from pl_prune.report.cells import cells, linear, tall, ticks, write
 from pl_prune.report.entries import Entries, rank_correlations
 from pl_prune.report.words import apart, listed
 
@@ -40,8 +40,11 @@ def saliency_figure(found: Sequence[Entries]) -> Picture | None:
         titles = apart([one.row for one in found], 20)
         zeros = [float((one.scores == 0).double().mean()) for one in found]
         titles = [f"{title} ({100 * z:.2g} % are 0)" if z else title for title, z in zip(titles, zeros, strict=True)]
-        for axes, one in zip(panels(figure, titles), found, strict=True):
-            _histogram(axes, one, str(look(one.place)["color"]))
+        every = panels(figure, titles, alike="y")
+        top = max(_histogram(axes, one, str(look(one.place)["color"])) for axes, one in zip(every, found, strict=True))
+        for axes in every:
+            powers_of_ten(axes.yaxis, 1, top)
+            axes.set_ylim(0.7, 2 * top)
         figure.supxlabel("score (log scale; both signs where there are negative ones)", size=9)
         figure.supylabel("entries (log scale)", size=9)
 
@@ -85,19 +88,38 @@ def counts(values: Tensor, ends: Sequence[float]) -> list[float]:
     return places.bincount(minlength=len(ends) - 1).double().tolist()
 
 
-def _histogram(axes: Axes, one: Entries, color: str) -> None:
+def bars(axes: Axes, heights: Sequence[float], ends: Sequence[float], color: str) -> Any:
+    """Draw the bars of a histogram; limits are the caller's, for matplotlib's own go through every corner in Python.
+
+    Args:
+        axes: Where.
+        heights: Of the bars.
+        ends: Ends of the bins, ascending.
+        color: Of the bars.
+
+    Returns:
+        Their patch.
+    """
+    from matplotlib.patches import StepPatch
+
+    return axes.add_artist(StepPatch(heights, ends, fill=True, color=color))
+
+
+def _histogram(axes: Axes, one: Entries, color: str) -> float:
+    """Return the count of the highest bar."""
     ends, flat = edges(one.scores)
     zero = one.scores == 0
     shown = ~zero if flat is None and not bool(zero.all()) else torch.ones_like(zero)
     every = counts(one.scores[shown], ends)
-    axes.stairs(every, ends, fill=True, color=REST)
-    axes.stairs(counts(one.scores[shown & one.kept], ends), ends, fill=True, color=color)
+    bars(axes, every, ends, REST)
+    bars(axes, counts(one.scores[shown & one.kept], ends), ends, color)
+    room = (ends[-1] / ends[0]) ** 0.04 if ends[0] > 0 else 1
+    axes.set_xlim(ends[0] / room, ends[-1] * room)
     if flat is not None or ends[0] > 0:
         powers_of_ten(axes.xaxis, ends[0], ends[-1], flat)
-    powers_of_ten(axes.yaxis, 1, max(every))
-    axes.set_ylim(bottom=0.7)
     if one.threshold is not None:
         axes.axvline(one.threshold, color=INK, linewidth=1, dashes=(4, 2))
+    return max(every)
 
 
 def _said(found: Sequence[Entries]) -> str:
@@ -170,7 +192,7 @@ def correlation_figure(found: Sequence[Entries]) -> Picture | None:
                     text, color = (
                         ("-", INK) if isnan(value) else (short(value), "white" if abs(value) > 0.6 else "black")
                     )
-                    axes.text(x, y, text, color=color, ha="center", va="center", size=7)
+                    write(axes, x, y, text, color)
         figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02).set_label("rank correlation (-1 to 1)")
 
     pairs = [(table[i][j], rows[i], rows[j]) for i in range(len(rows)) for j in range(i) if not isnan(table[i][j])]

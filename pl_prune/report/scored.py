@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def scored(study: Study) -> Scored:
         return Scored(notes=["No run has a scores.safetensors, so there are no figures of scores."])
     runs, seed = _of_one_seed(groups)
     shown = list(zip([g.cell.row for g in groups], runs, strict=True))[:_ROWS]
-    found = [read_entries(run, row, study.rows.index(row)) for row, run in shown]
+    with ThreadPoolExecutor(2) as pool:  # hashing and comparing leave the interpreter free
+        found = list(pool.map(lambda one: read_entries(one[1], one[0], study.rows.index(one[0])), shown))
     magnitudes = next((one for one, (_, run) in zip(found, shown, strict=True) if _is_magnitude(run)), None)
     seen = Scored(
         found, magnitudes, f" at {study.label(point)}, {f'seed {seed}' if seed is not None else 'a seed of each row'}"

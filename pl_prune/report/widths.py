@@ -7,7 +7,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from pl_prune.report.canvas import INK, Picture, draw, look
-from pl_prune.report.cells import cells, linear, tall, ticks
+from pl_prune.report.cells import cells, linear, tall, ticks, write
 from pl_prune.report.grid import Group, Run, Study
 from pl_prune.report.words import apart, listed
 
@@ -44,7 +44,7 @@ def width_figure(study: Study) -> Picture | None:
             for x, value in enumerate(line):
                 if len(groups) <= 8 and not isnan(value):
                     color = "white" if shares[y][x] < 0.55 else "black"
-                    axes.text(x, y, f"{value:.4g}", color=color, ha="center", va="center", size=7)
+                    write(axes, x, y, f"{value:.4g}", color)
         bar = figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02, ticks=[0, 0.25, 0.5, 0.75, 1])
         bar.ax.set_yticklabels(["0", "25", "50", "75", "100"])
         bar.set_label("channels left (%)")
