@@ -77,6 +77,7 @@ class StudyRun(PruneCLI):
             PruneError: If `pl-prune fit` does not take them.
         """
         seen: set[str] = set()
+        parsed: _Parsed | None = None
         for spec in specs:
             told = {spec.row, *arguments(spec.settings)}
             if told <= seen:
@@ -84,7 +85,11 @@ class StudyRun(PruneCLI):
             seen |= told
             said = StringIO()
             with _refusals(spec, said.getvalue), redirect_stderr(said):
-                _Parsed(args=["fit", *spec.words])
+                words = ["fit", *spec.words]
+                if parsed is None:
+                    parsed = _Parsed(args=words)
+                else:
+                    parsed.parse_arguments(parsed.parser, words)
 
 
 class _Parsed(PruneCLI):

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -207,26 +209,36 @@ def outcome(folder):
     return [[r[key] for key in ("key", "last", "best", "masks", "steps")] for r in map(json.loads, lines)]
 
 
+def study_of_its_own(arguments, said):
+    """Run a study in a process that says on a file what it would on the terminal."""
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    sys.argv = ["pl-prune"]
+    main(["study", *arguments])
+
+
 def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(small, tmp_path, capsys):
-    command = [sys.executable, "-m", "pl_prune", "study", f"--config={small}", f"--folder={tmp_path / 'killed'}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    arguments, said = [f"--config={small}", f"--folder={tmp_path / 'killed'}"], tmp_path / "said"
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["pl_prune.cli"])
     dice, killed = random.Random(0), 0
-    for _ in range(3):
-        job = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for line in job.stderr:
-            if ": started" in line or ": resumed" in line:
-                break
-        time.sleep(dice.uniform(0.2, 2.0))
+    for _ in range(4):
+        said.write_text("")
+        job = server.Process(target=study_of_its_own, args=(arguments, said))
+        job.start()
+        while job.is_alive() and not re.search(": started|: resumed", said.read_text()):
+            time.sleep(0.05)
+        time.sleep(dice.uniform(0.1, 1.5))
         job.kill()
-        killed += job.wait() == -9
-        job.stderr.close()
-    assert killed
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+        job.join()
+        killed += job.exitcode == -9
+    assert killed > 2
     undisturbed = tmp_path / "undisturbed"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pl-prune"])
         torch.set_num_threads(1)
+        assert main(["study", *arguments]) == 0
+        capsys.readouterr()
         assert main(["study", f"--config={small}", f"--folder={undisturbed}"]) == 0
     assert outcome(tmp_path / "killed") == outcome(undisturbed)
     assert len(outcome(undisturbed)) == 6
