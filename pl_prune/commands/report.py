@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,19 +30,11 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print page, metric and direction as JSON")
     options = parser.parse_args(argv)
 
-    from pl_prune.core.types import PruneError
     from pl_prune.report.html import write_report
+    from pl_prune.report.reading import deciding
     from pl_prune.report.terminal import show, show_json
 
-    about = Path(options.folder) / "study.json"
-    try:
-        told = dict(json.loads(about.read_text())) if about.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise PruneError(
-            f"Expected a study's record in {str(about)!r}; found something else ({error}). Run `pl-prune study` again."
-        ) from error
-    metric = options.metric or told.get("metric", "val/acc")
-    direction = options.direction or told.get("direction", "maximize")
+    metric, direction = deciding(Path(options.folder), options.metric, options.direction)
     page = write_report(options.folder, options.out, metric=metric, direction=direction)
     if options.json:
         show_json({"page": str(page), "metric": metric, "direction": direction}, sys.stdout)

@@ -9,21 +9,21 @@ from pathlib import Path
 from pl_prune.core.types import PruneError
 from pl_prune.report import markup
 from pl_prune.report.canvas import need_matplotlib
-from pl_prune.report.reading import read_json, read_run, read_study
+from pl_prune.report.reading import deciding, read_json, read_run, read_study
 from pl_prune.report.run_page import run_page
 from pl_prune.report.study_page import study_page
 
 
 def write_report(
-    folder: str | Path, out: str | Path | None = None, *, metric: str = "val/acc", direction: str = "maximize"
+    folder: str | Path, out: str | Path | None = None, *, metric: str | None = None, direction: str | None = None
 ) -> Path:
     """Write a study or a finished run as one HTML page, and its figures as PNG in `report_figures/` beside it.
 
     Args:
         folder: A study's folder, with results.jsonl, or a finished run's, with result.json.
         out: The page; `report.html` in the folder when None.
-        metric: The metric that decided the study.
-        direction: Whether it is to be "maximize"d or "minimize"d.
+        metric: The metric that decides; the study's own when None, else `val/acc`.
+        direction: Whether it is to be "maximize"d or "minimize"d; the study's own when None.
 
     Returns:
         The page's path.
@@ -31,9 +31,10 @@ def write_report(
     Raises:
         PruneError: If the folder is neither, the run is not finished, a file is damaged, or matplotlib is missing.
     """
+    source = Path(folder)
+    metric, direction = deciding(source, metric, direction)
     if direction not in ("maximize", "minimize"):
         raise PruneError(f"Expected direction to be 'maximize' or 'minimize'; found {direction!r}. Choose one.")
-    source = Path(folder)
     if (source / "results.jsonl").is_file():
         study = read_study(source, metric, direction)
         need_matplotlib()

@@ -50,10 +50,49 @@ def read_study(folder: Path, metric: str, direction: str) -> Study:
         run = read_run(folder / "runs" / str(record["key"]), record)
         runs.setdefault(json.dumps([record["row"], record["settings"]]), []).append(run)
     groups = [Group(cell, found) for cell, found in zip(cells(records), runs.values(), strict=True)]
+    about = read_about(folder)
+    name = str(about.get("name") or folder.resolve().name)
+    references = _references(about, folder / "study.json")
+    return Study(name, groups, metric, direction, references, folder, about.get("search") is not None)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Read what a study says of itself.
+
+    Args:
+        folder: A study's.
+
+    Returns:
+        Name, metric, direction, search and references; nothing where it has no study.json.
+
+    Raises:
+        PruneError: If the file is damaged.
+    """
     file = folder / "study.json"
-    about = read_json(file) if file.is_file() else {}
-    searched = about.get("search") is not None
-    return Study(folder.resolve().name, groups, metric, direction, _references(about, file), folder, searched)
+    try:
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise PruneError(
+            f"Expected a study's record in {str(file)!r}; found something else ({error}). Run `pl-prune study` again."
+        ) from error
+
+
+def deciding(folder: Path, metric: str | None = None, direction: str | None = None) -> tuple[str, str]:
+    """Say by what a study is decided.
+
+    Args:
+        folder: A study's.
+        metric: Taken as it is, where given.
+        direction: Taken as it is, where given.
+
+    Returns:
+        Metric and direction: the study's own, else `val/acc` and `maximize`.
+
+    Raises:
+        PruneError: If the study's record is damaged.
+    """
+    about = read_about(folder)
+    return metric or about.get("metric", "val/acc"), direction or about.get("direction", "maximize")
 
 
 def _references(about: dict[str, Any], file: Path) -> list[dict[str, Any]]:

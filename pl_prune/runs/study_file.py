@@ -23,13 +23,15 @@ def read(file: Path, known: set[str]) -> dict[str, Any]:
         Its content.
 
     Raises:
-        PruneError: If it is missing, is no YAML, or has an unknown key.
+        PruneError: If it is missing, cannot be read, is no YAML, or has an unknown key.
     """
     try:
         content = yaml.safe_load(file.read_text())
     except FileNotFoundError as error:
-        raise PruneError(f"Expected a study file at {str(file)!r}; found none. Look at the path.") from error
-    except yaml.YAMLError as error:
+        raise PruneError(f"Expected a YAML file at {str(file)!r}; found none. Look at the path.") from error
+    except OSError as error:
+        raise PruneError(f"Expected a YAML file at {str(file)!r}; found {error.strerror}. Look at the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PruneError(f"Expected YAML in {str(file)!r}; found {error}. Mend the file.") from error
     if not isinstance(content, dict):
         raise PruneError(

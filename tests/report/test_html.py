@@ -223,6 +223,14 @@ def test_a_metric_to_be_minimized_turns_the_verdict_round(study):
     assert "dies won at sparsity 0.99" in lead
 
 
+def test_a_study_is_decided_and_called_as_its_own_record_says(study):
+    (study / "study.json").write_text(json.dumps({"name": "of nets", "metric": "val/acc", "direction": "minimize"}))
+    page = Page(write_report(study))
+    assert "near won at sparsity 0.9" in page.texts["lead"]
+    assert "Study of nets" in page.texts["all"]
+    assert "far won" in Page(write_report(study, direction="maximize")).texts["lead"]
+
+
 def test_the_table_holds_means_and_deviations_of_the_data(written):
     study, path = written
     page = Page(path)

@@ -107,8 +107,10 @@ def test_mistakes_are_named(study, changes, parts):
 def test_files_that_are_no_studies_are_named(tmp_path):
     with expect_refusal("nothing.yaml", "found none"):
         Plan.load(tmp_path / "nothing.yaml")
-    for text in ("a: [", "- a"):
-        (tmp_path / "x.yaml").write_text(text)
+    with expect_refusal("directory"):
+        Plan.load(tmp_path)
+    for text in (b"a: [", b"- a", b"\xff\xfe"):
+        (tmp_path / "x.yaml").write_bytes(text)
         with expect_refusal("x.yaml"):
             Plan.load(tmp_path / "x.yaml")
 
