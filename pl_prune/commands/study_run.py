@@ -21,6 +21,11 @@ from pl_prune.runs.plan import Spec, arguments
 class StudyRun(PruneCLI):
     """One run of a study: quiet, resumable, and reported."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return what is parsed: `fit` alone, for the arguments of each command take their time."""
+        return {"fit": PruneCLI.subcommands()["fit"]}
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         trainer = super()._instantiate_trainer(config, callbacks)
         present: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -92,7 +97,7 @@ class StudyRun(PruneCLI):
                     parsed.parse_arguments(parsed.parser, words)
 
 
-class _Parsed(PruneCLI):
+class _Parsed(StudyRun):
     """A run of which nothing is built."""
 
     def instantiate_classes(self) -> None:
