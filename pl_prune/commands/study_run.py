@@ -56,7 +56,7 @@ class StudyRun(PruneCLI):
             "trainer.enable_progress_bar": False,
             "trainer.enable_model_summary": False,
         }
-        resume = ["--ckpt_path", str(run.checkpoint)] if run.checkpoint else []
+        resume = ["--weights=null", "--ckpt_path", str(run.checkpoint)] if run.checkpoint else []
         log = run.path / "log.txt"
         begin = len(log.read_text()) if log.is_file() else 0
         with (

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -207,6 +208,22 @@ def small(tmp_path, monkeypatch):
 def outcome(folder):
     lines = (folder / "results.jsonl").read_text().splitlines()
     return [[r[key] for key in ("key", "last", "best", "masks", "steps")] for r in map(json.loads, lines)]
+
+
+def test_a_run_that_starts_from_a_file_of_weights_is_resumed(small, tmp_path, monkeypatch):
+    from pl_prune.commands.study_run import StudyRun
+
+    monkeypatch.setattr(sys, "argv", ["pl-prune"])
+    content = yaml.safe_load(small.read_text())
+    content["set"]["trainer.max_epochs"] = 2
+    small.write_text(yaml.safe_dump(content))
+    first = Plan.load(small).specs()[0]
+    run = plp.RunFolder(tmp_path / first.key)
+    StudyRun.train(first, run)
+    longer = {"weights": str(run.checkpoint), "trainer.max_epochs": 3}
+    (run.path / "result.json").unlink()
+    StudyRun.train(dataclasses.replace(first, values={**first.values, **longer}), run)
+    assert [record["epoch"] for record in run.metrics()] == [0, 1, 2]
 
 
 def study_of_its_own(arguments, said):
