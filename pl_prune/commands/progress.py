@@ -85,7 +85,7 @@ class Progress:
         self._bar.update(self._task, completed=done, total=self._work.total, description="; ".join(told), refresh=True)
 
     def follow(self, count: int, command: Sequence[str]) -> list[int]:
-        """Start processes that share the machine's cores, and wait for them.
+        """Start processes that share the machine's cores and GPUs, and wait for them.
 
         Args:
             count: How many.
@@ -101,7 +101,7 @@ class Progress:
         env = {"OMP_NUM_THREADS": str(threads), **os.environ}
         pipe = None if self._bar is None else subprocess.PIPE
         words = [sys.executable, "-m", "pl_prune", *command]
-        processes = [subprocess.Popen(words, env=env, stderr=pipe, text=True) for _ in range(count)]
+        processes = [subprocess.Popen(words, env=env | own, stderr=pipe, text=True) for own in gpu_shares(count)]
         try:
             if self._bar is not None:
                 self._listen(processes)
@@ -133,6 +133,25 @@ class Progress:
                 self.say(line.removeprefix(_MARK))
             elif line:
                 self._print(line)
+
+
+def gpu_shares(count: int) -> list[dict[str, str]]:
+    """Divide the GPUs that this process sees among processes.
+
+    Args:
+        count: How many processes.
+
+    Returns:
+        `CUDA_VISIBLE_DEVICES` for each: a share of its own, or where there are more processes than GPUs one GPU, by
+        turns; nothing where there are fewer than two GPUs.
+    """
+    import torch
+
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = told.split(",") if told else list(map(str, range(torch.cuda.device_count())))
+    if len(gpus) < 2:
+        return [{}] * count
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[n::count] or [gpus[n % len(gpus)]])} for n in range(count)]
 
 
 def _read(process: subprocess.Popen[str], lines: SimpleQueue[str]) -> None:

@@ -99,10 +99,10 @@ def train(work: Study, workers: int, command: Sequence[str]) -> bool:
     if left := work.left():
         from pl_prune.commands.study_run import StudyRun
 
-        if "--worker" not in command:
-            StudyRun.check(left)
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        if "--worker" not in command:
+            StudyRun.check(left)
     with Progress(work, sys.stderr) as progress:
         if left and workers > 1:
             return 2 not in progress.follow(workers, [*command, "--workers=1", "--worker"])

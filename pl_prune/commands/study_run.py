@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
-from typing import Any
+from typing import Any, TextIO
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -19,7 +23,13 @@ from pl_prune.runs.plan import Spec, arguments
 
 
 class StudyRun(PruneCLI):
-    """One run of a study: quiet, resumable, and reported."""
+    """One run of a study: quiet, resumable, and reported.
+
+    A run of several processes starts anew as a command of its own, `python -m pl_prune.commands.study_run`: Lightning
+    starts the other processes with the arguments of the first, and those of a study would take other runs.
+    """
+
+    _alone = True
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -28,6 +38,8 @@ class StudyRun(PruneCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         trainer = super()._instantiate_trainer(config, callbacks)
+        if self._alone and trainer.world_size > 1:
+            raise _Several
         present: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(cb, SparsityReport) for cb in present):
             present.append(SparsityReport())
@@ -45,6 +57,7 @@ class StudyRun(PruneCLI):
 
         Raises:
             PruneError: If the configuration cannot be parsed.
+            RuntimeError: If a run of several processes fails.
             KeyboardInterrupt: If the user ends it.
         """
         run.path.mkdir(parents=True, exist_ok=True)
@@ -59,6 +72,7 @@ class StudyRun(PruneCLI):
         resume = ["--weights=null", "--ckpt_path", str(run.checkpoint)] if run.checkpoint else []
         log = run.path / "log.txt"
         begin = len(log.read_text()) if log.is_file() else 0
+        status = 0
         with (
             _refusals(spec, lambda: log.read_text()[begin:]),
             log.open("a") as said,
@@ -69,7 +83,14 @@ class StudyRun(PruneCLI):
                 warnings.filterwarnings("ignore", known)  # the folder is this run's own
             if spec.masks:
                 warnings.filterwarnings("ignore", ".*its masks are not, so pruned")  # they come beside the weights
-            cls(args=["fit", *spec.words, *arguments(own), *resume])
+            words = ["fit", *spec.words, *arguments(own), *resume]
+            try:
+                cls(args=words)
+            except _Several:
+                status = _in_a_process_of_its_own(words, said)
+        if status:
+            error = _told_by(log.read_text()[begin:], status)
+            raise error
 
     @classmethod
     def check(cls, specs: Iterable[Spec]) -> None:
@@ -79,8 +100,13 @@ class StudyRun(PruneCLI):
             specs: The runs that are left.
 
         Raises:
-            PruneError: If `pl-prune fit` does not take them.
+            PruneError: If `pl-prune fit` does not take them, or this is one of several processes that were started together.
         """
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise PruneError(
+                f"Expected one process to share the runs out; found that {os.environ['WORLD_SIZE']} were started together, as by torchrun. "
+                "Start the command by itself: it starts the processes that a run asks for (trainer.devices)."
+            )
         seen: set[str] = set()
         parsed: _Parsed | None = None
         for spec in specs:
@@ -95,6 +121,45 @@ class StudyRun(PruneCLI):
                     parsed = _Parsed(args=words)
                 else:
                     parsed.parse_arguments(parsed.parser, words)
+
+
+class _Several(Exception):
+    """A run asks for several processes."""
+
+
+class _Launched(StudyRun):
+    """A run in a command of its own."""
+
+    _alone = False
+
+
+def _in_a_process_of_its_own(words: Sequence[str], said: TextIO) -> int:
+    """Run a command of its own to its end.
+
+    Returns:
+        Its exit status.
+
+    Raises:
+        KeyboardInterrupt: If the user ends it; the command has ended then, too.
+    """
+    said.flush()
+    process = subprocess.Popen([sys.executable, "-m", __name__, *words], stdout=said, stderr=said)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        with suppress(subprocess.TimeoutExpired):  # the terminal has told it as well
+            process.wait(10)
+        process.terminate()
+        raise
+
+
+def _told_by(log: str, status: int) -> PruneError | RuntimeError:
+    """Return the error that a process ended with, from its log, in which several processes may speak."""
+    found = re.findall(r"^(?:\[rank\d+\]: )?([\w.]+(?:Error|Exception)): (.*)", log, re.MULTILINE)
+    if not found:
+        return RuntimeError(f"its process ended with status {status}; look at log.txt in its folder")
+    name, words = found[-1]
+    return PruneError(words) if name.endswith(".PruneError") else RuntimeError(f"{name}: {words}")
 
 
 class _Parsed(StudyRun):
@@ -121,3 +186,7 @@ def _refusals(spec: Spec, said: Callable[[], str]) -> Iterator[None]:
         raise PruneError(
             f"Expected settings that `pl-prune fit` takes for {spec.key!r}; found {refusal!r}. Try `pl-prune fit`."
         ) from error
+
+
+if __name__ == "__main__":
+    _Launched(args=sys.argv[1:])
