@@ -106,6 +106,7 @@ def _measure(checkpoint: Path, folder: Path, evaluate: Mapping[str, Any]) -> dic
     from pl_prune.runs.plan import arguments
 
     words = arguments({name.replace("_", "-"): value for name, value in evaluate.items() if value is not None})
+    words += arguments({"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"})
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         attack.run(["--ckpt", str(checkpoint), "--folder", str(folder), *words, "--json"])

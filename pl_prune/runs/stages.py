@@ -132,12 +132,12 @@ class Stages:
 
         Returns:
             The stage with the weights and running statistics of the one before, unless it goes on from its own checkpoint,
-            and with the masks that `search` ended with; on one device.
+            and with the masks that `search` ended with.
 
         Raises:
             PruneError: If the stage before has left no checkpoint or no masks.
         """
-        spec, begun = replace(spec, values={**spec.values, "trainer.devices": 1}), _begun(folder / spec.key)
+        begun = _begun(folder / spec.key)
         if spec.weights_of in NAMES:
             return handed(spec, folder / spec.weights_of, spec.weights_of == "search", begun)
         return replace(spec, values={**spec.values, **({} if begun else {"weights": spec.weights_of})})

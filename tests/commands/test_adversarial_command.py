@@ -266,3 +266,19 @@ def test_settings_of_a_stage_that_is_not_there_are_refused():
     Path("alone.yaml").write_text(yaml.safe_dump({**FILE, "stages": {"search": {}}}))
     with expect_refusal("Expected settings of the stages search", "found some of 'finetune'"):
         Stages.load("alone.yaml", more=settings(["--finetune.optimizer.lr=0.1"]))
+
+
+def test_a_stage_of_two_processes_is_one_stage_and_is_attacked_by_one(tmp_path):
+    content = {**FILE, "stages": {"search": {"set": {**FILE["stages"]["search"]["set"], "trainer.max_epochs": 2}}}}
+    content["set"] = {**FILE["set"], "trainer.accelerator": "cpu", "trainer.devices": 2, "trainer.strategy": "ddp"}
+    (tmp_path / "arm.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "pl_prune", "adversarial", f"--config={tmp_path / 'arm.yaml'}", "--json"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*command, f"--folder={tmp_path / 'arm'}"], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (stage,) = json.loads(done.stdout)["stages"]
+    assert stage["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    assert 0 <= stage["robust"] <= stage["clean"] <= 1
+    assert "MEMBER: 2/2" in (tmp_path / "arm" / "search" / "log.txt").read_text()
