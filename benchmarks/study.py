@@ -23,7 +23,8 @@ from pl_prune.cli import PruneCLI
 from pl_prune.commands.study_run import StudyRun
 from pl_prune.core.masks import MaskSet
 from pl_prune.runs.folder import RunFolder
-from pl_prune.runs.plan import Plan, Spec, arguments
+from pl_prune.runs.plan import Plan
+from pl_prune.runs.spec import Spec, arguments
 from pl_prune.runs.study import Study
 
 ROOT = Path(__file__).parents[1]

@@ -34,6 +34,8 @@ class RunRecord(Callback):
         self._open = ExitStack()
         self._start = 0.0
         self._scored = False  # in this fit
+        self._line: dict[str, int] | None = None
+        self._seen: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the folder.
@@ -62,6 +64,7 @@ class RunRecord(Callback):
         self._run = run
         self._start = perf_counter()
         self._scored = False
+        self._line = None
         _forget_peak()
 
     def _keep(self, scores: Scores, about: dict[str, Any]) -> None:
@@ -105,9 +108,49 @@ class RunRecord(Callback):
             pl_module: The module.
         """
         if self._run is not None:
-            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-            progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-            self._run.log({**progress, "seconds": round(perf_counter() - self._start, 3), **metrics})
+            self._write(trainer, {"epoch": trainer.current_epoch, "step": trainer.global_step})
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Complete the line of the epoch before: a module's own `on_train_epoch_end` comes after that of callbacks.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self._run is not None and self._line is not None:
+            self._write(trainer, self._line)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember what was measured, for a run that is resumed from a checkpoint of this moment.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if not trainer.sanity_checking:
+            self._seen = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+
+    def _write(self, trainer: Trainer, line: dict[str, int]) -> None:
+        assert self._run is not None
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        self._run.log({**line, "seconds": round(perf_counter() - self._start, 3), **self._seen, **metrics})
+        self._line, self._seen = line, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured and is not written yet.
+
+        Returns:
+            Metrics by name.
+        """
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was measured before the checkpoint.
+
+        Args:
+            state_dict: As `state_dict` returns it.
+        """
+        self._seen = dict(state_dict["seen"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the masks and the result.
@@ -118,6 +161,8 @@ class RunRecord(Callback):
         """
         if self._run is None:
             return
+        if self._line is not None:
+            self._write(trainer, self._line)
         pruning = [cb for cb in pruning_callbacks(trainer) if cb.masks is not None]
         masks = MaskSet({})
         for callback in pruning:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pl_prune.report.table import Table
-    from pl_prune.runs.plan import Spec
+    from pl_prune.runs.spec import Spec
     from pl_prune.runs.stages import Stages
 
 _TOLD = ("method", "sparsity", "masks", "seed", "epochs", "steps", "seconds", "metrics")
@@ -103,7 +103,7 @@ def _done(stages: Stages, spec: Spec, folder: Path) -> dict[str, Any]:
 
 def _measure(checkpoint: Path, folder: Path, evaluate: Mapping[str, Any]) -> dict[str, Any]:
     from pl_prune.commands import attack
-    from pl_prune.runs.plan import arguments
+    from pl_prune.runs.spec import arguments
 
     words = arguments({name.replace("_", "-"): value for name, value in evaluate.items() if value is not None})
     words += arguments({"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"})

@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     from pl_prune.report.terminal import show, show_json
 
     metric, direction = deciding(Path(options.folder), options.metric, options.direction)
-    page = write_report(options.folder, options.out, metric=metric, direction=direction)
+    page = write_report(options.folder, options.out, metric=options.metric, direction=options.direction)
     if options.json:
         show_json({"page": str(page), "metric": metric, "direction": direction}, sys.stdout)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pl_prune.core.types import PruneError
 if TYPE_CHECKING:
     from pl_prune.report.table import Part
     from pl_prune.runs.folder import RunFolder
-    from pl_prune.runs.plan import Spec
+    from pl_prune.runs.spec import Spec
     from pl_prune.runs.study import Study
 
 
@@ -103,10 +104,11 @@ def train(work: Study, workers: int, command: Sequence[str]) -> bool:
             logging.getLogger(name).setLevel(logging.WARNING)
         if "--worker" not in command:
             StudyRun.check(left)
+    parent = os.getppid()
     with Progress(work, sys.stderr) as progress:
         if left and workers > 1:
             return 2 not in progress.follow(workers, [*command, "--workers=1", "--worker"])
-        work.work(_train, progress.say)
+        work.work(_train, progress.say, lambda: "--worker" not in command or os.getppid() == parent)
     return True
 
 
@@ -129,7 +131,7 @@ def _content(work: Study) -> dict[str, Any]:
         "best": work.best(),
         "results": results,
         "failures": failures,
-        "left": work.total - len(results) - len(failures),
+        "left": max(0, work.total - len(results) - len(failures)),
     }
 
 
@@ -159,7 +161,10 @@ def unfinished(work: Study) -> list[Part]:
 
     failures = work.failures()
     parts: list[Part] = [Alarm(f"failed: {key}: {error}") for key, error in failures.items()]
-    left = work.total - len(work.results()) - len(failures)
-    if left:
+    left = max(0, work.total - len(work.results()) - len(failures))
+    waiting = [spec.key for spec in work.specs.values() if spec.weights_of in failures]
+    if waiting:
+        parts.append(f"{', '.join(waiting)} could not start: what a row starts from failed")
+    elif left:
         parts.append(f"{left} of {work.total} runs are left: run the same command again")
     return parts

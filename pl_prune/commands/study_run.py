@@ -12,14 +12,17 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
 from typing import Any, TextIO
 
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from pl_prune.callbacks.base import PruningCallback
 from pl_prune.callbacks.report import SparsityReport
 from pl_prune.cli import PruneCLI
 from pl_prune.core.types import PruneError
 from pl_prune.runs.folder import RunFolder
-from pl_prune.runs.plan import Spec, arguments
+from pl_prune.runs.outcome import cause_of
+from pl_prune.runs.spec import Spec, arguments
 
 
 class StudyRun(PruneCLI):
@@ -100,7 +103,7 @@ class StudyRun(PruneCLI):
             specs: The runs that are left.
 
         Raises:
-            PruneError: If `pl-prune fit` does not take them, or this is one of several processes that were started together.
+            PruneError: If `pl-prune fit` or the pruning callback does not take them, or this process was started as one of several.
         """
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise PruneError(
@@ -121,6 +124,7 @@ class StudyRun(PruneCLI):
                     parsed = _Parsed(args=words)
                 else:
                     parsed.parse_arguments(parsed.parser, words)
+                _build(parsed.config.fit.prune)
 
 
 class _Several(Exception):
@@ -172,11 +176,21 @@ class _Parsed(StudyRun):
         pass
 
 
+def _build(prune: Any) -> None:
+    """Build a pruning callback, which looks at its settings then."""
+    if prune is not None:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--prune", type=PruningCallback)
+        parser.instantiate_classes(parser.parse_object({"prune": prune}))
+
+
 @contextmanager
 def _refusals(spec: Spec, said: Callable[[], str]) -> Iterator[None]:
     """Turn the parser's exit into an error that says what it said."""
     try:
         yield
+    except (ArgumentError, ValueError) as error:  # of a class that does not take its settings
+        raise cause_of(error) from error
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of it
             raise KeyboardInterrupt from error

@@ -156,6 +156,9 @@ def summary(study: Study, found: Sequence[Verdict]) -> str:
     many = "a single seed" if seeds == [1] else f"{'-'.join(map(str, (seeds[0], seeds[-1])[: len(seeds)]))} seeds"
     of = f"{len(study.rows)} row{'s' if len(study.rows) > 1 else ''}"
     words = [f"{runs} runs of {of}, {many} at each point, compared by {study.metric} after the last epoch."]
+    if runs < study.total:
+        failed = f", {len(study.failures)} of them failed" if study.failures else ""
+        words.append(f"{study.total - runs} of {study.total} runs are not done{failed}.")
     if study.searched:
         words += [f"Best of {g.cell.row}: {number(g)} at {study.label(g.cell.settings)}." for g in best(study)]
     named = dict.fromkeys(v.winner for v in found if v.winner)

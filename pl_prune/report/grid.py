@@ -88,13 +88,15 @@ class Study:
     """All finished runs of a study.
 
     Args:
-        name: Of its folder.
+        name: What it is called.
         groups: Runs by row and point.
         metric: What decides.
         direction: "maximize" or "minimize".
         references: What a paper reports for its rows, as the study's file has it: row, settings, value, reproduced.
         folder: Where it is.
         searched: Whether each row's points were proposed one after another, so that rows do not meet at points.
+        total: Runs that it is to have.
+        failures: What went wrong in runs that are not finished, by key.
     """
 
     name: str
@@ -104,6 +106,8 @@ class Study:
     references: list[dict[str, Any]] = field(default_factory=list, repr=False)
     folder: Path = field(default=Path(), repr=False)
     searched: bool = False
+    total: int = 0
+    failures: dict[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def rows(self) -> list[str]:
@@ -125,14 +129,17 @@ class Study:
     @cached_property
     def points(self) -> list[dict[str, Any]]:
         """Points of the grid: along the axis where there is one, else in order."""
-        found = list({json.dumps(g.cell.settings): g.cell.settings for g in self.groups if not g.dense}.values())
+        found = list(
+            {json.dumps(g.cell.settings): g.cell.settings for g in self.groups if g is not self.dense}.values()
+        )
         axis = self.axis
         return sorted(found, key=lambda point: point.get(axis, 0)) if axis else found
 
     @cached_property
     def dense(self) -> Group | None:
         """The dense row, if there is one."""
-        return next((group for group in self.groups if group.dense), None)
+        found = [group for group in self.groups if group.dense]
+        return found[0] if found and len(self.groups) > len(found) else None
 
     def short(self, key: str) -> str:
         """Return a key without its path, unless another one ends alike.
@@ -167,7 +174,7 @@ class Study:
         Returns:
             Groups; the dense row is not among them.
         """
-        return [group for group in self.groups if group.cell.settings == point and not group.dense]
+        return [group for group in self.groups if group.cell.settings == point and group is not self.dense]
 
     @cached_property
     def shown(self) -> list[dict[str, Any]]:

@@ -55,10 +55,8 @@ def scatter_figure(found: Sequence[Entries], magnitudes: Entries) -> Picture | N
     zeros = [one.row for one in found if float(one.scores.min()) == 0]
     hidden = f" Entries of score 0 ({listed(zeros)}) are not drawn." if zeros else ""
     words = [f"{one.row} {share:.3g} %" for one, share in zip(found, below, strict=True)]
-    caption = (
-        f"Of the entries that each criterion keeps (red), smaller than the line, above which magnitude pruning keeps as many, are: "
-        f"{listed(words)}. {_whence(magnitudes)}{hidden}"
-    )
+    said = "Share of the kept entries (coloured) that magnitude pruning would have removed, left of the line"
+    caption = f"{said}: {listed(words)}. {_whence(magnitudes)}{hidden}"
     return draw("kept_magnitudes", "Scores against magnitudes", caption, 0.55 + 1.5 * -(-len(found) // 2), paint)
 
 

@@ -74,7 +74,7 @@ def _lines(study: Study, other: dict[str, Any], name: str, where: str, more: str
         axes = figure.add_subplot()
         handles: dict[str, Any] = {}
         for group in outside:
-            color = INK if group.dense else look(study.rows.index(group.cell.row))["color"]
+            color = INK if group is study.dense else look(study.rows.index(group.cell.row))["color"]
             low, high = group.cell.interval()
             axes.axhspan(low, high, color=color, alpha=0.15, linewidth=0)
             handles[group.cell.row] = axes.axhline(mean(group.cell.last), color=color, linewidth=1, dashes=(6, 2))
@@ -192,7 +192,7 @@ def _pareto(study: Study, name: str, measure: Callable[[Run], float | None], wor
         for row in rows:
             mine = [s for s in spots if s[2].cell.row == row]
             style = {**look(study.rows.index(row)), "linestyle": "none"}
-            if mine[0][2].dense:
+            if mine[0][2] is study.dense:
                 style |= {"color": INK, "marker": "*", "markersize": 8}
             handles += axes.plot([s[0] for s in mine], [s[1] for s in mine], **style)
         axes.set_xscale("log")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pl_prune.core.metrics import reached
 from pl_prune.core.types import PruneError
 from pl_prune.report.grid import Group, Run, Study
 from pl_prune.report.study import cells
@@ -26,7 +27,7 @@ def read_study(folder: Path, metric: str, direction: str) -> Study:
         Its finished runs.
 
     Raises:
-        PruneError: If there is none, or a file is damaged.
+        PruneError: If there is none, a file is damaged, or no run logs the metric.
     """
     file = folder / "results.jsonl"
     records = read_lines(file)
@@ -45,15 +46,24 @@ def read_study(folder: Path, metric: str, direction: str) -> Study:
             )
     if not records:
         raise PruneError(f"Expected finished runs in {str(file)!r}; found none. Run the study first.")
+    about = read_about(folder)
+    own = deciding(folder)
     runs: dict[str, list[Run]] = {}
     for record in records:
         run = read_run(folder / "runs" / str(record["key"]), record)
+        if (record.get("metric", own[0]), record.get("direction", own[1])) != (metric, direction):
+            record |= reached(run.curve, metric, direction, run.folder)
         runs.setdefault(json.dumps([record["row"], record["settings"]]), []).append(run)
     groups = [Group(cell, found) for cell, found in zip(cells(records), runs.values(), strict=True)]
-    about = read_about(folder)
     name = str(about.get("name") or folder.resolve().name)
     references = _references(about, folder / "study.json")
-    return Study(name, groups, metric, direction, references, folder, about.get("search") is not None)
+    total, failures = about.get("total", len(records)), about.get("failures", {})
+    if not is_number(total) or not isinstance(failures, dict):
+        raise PruneError(
+            f"Expected the record of a study in {str(folder / 'study.json')!r}; found something else. Run the study again."
+        )
+    searched = about.get("search") is not None
+    return Study(name, groups, metric, direction, references, folder, searched, int(total), failures)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import mean, stdev
+from math import isfinite
+from statistics import mean
 from typing import Any
 
 from pl_prune.report.table import Strong, Table
-from pl_prune.report.words import text_of
+from pl_prune.report.words import spread, text_of
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Cell:
         Returns:
             Lower and upper end, equal for a single seed.
         """
-        spread = stdev(self.last) if len(self.last) > 1 else 0.0
-        return mean(self.last) - spread, mean(self.last) + spread
+        wide = spread(self.last)
+        return mean(self.last) - wide, mean(self.last) + wide
 
 
 def cells(results: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -90,7 +91,7 @@ def summary(results: Sequence[Mapping[str, Any]], direction: str) -> list[dict[s
             **asdict(cell),
             **{f"{name}_mean": mean(values) for name, values in (("last", cell.last), ("best", cell.best))},
             **{
-                f"{name}_std": stdev(values) if len(values) > 1 else None
+                f"{name}_std": spread(values) if len(values) > 1 else None
                 for name, values in (("last", cell.last), ("best", cell.best))
             },
             "won": cell in first,
@@ -111,8 +112,10 @@ def winners(found: Sequence[Cell], direction: str) -> list[Cell]:
     """
     sign = 1 if direction == "maximize" else -1
     best = []
-    for point in {json.dumps(cell.settings): cell.settings for cell in found if cell.settings}.values():
-        rivals = sorted((c for c in found if c.settings == point), key=lambda c: -sign * mean(c.last))
+    gridless = not any(cell.settings for cell in found)
+    for point in dict.fromkeys(json.dumps(cell.settings) for cell in found if cell.settings or gridless):
+        rivals = [c for c in found if json.dumps(c.settings) == point and all(map(isfinite, c.last))]
+        rivals.sort(key=lambda c: -sign * mean(c.last))
         if len(rivals) > 1 and all(len(c.last) > 1 for c in rivals):  # a single seed has no interval
             ends = [sorted(sign * end for end in c.interval()) for c in rivals]
             if all(ends[0][0] > end[1] for end in ends[1:]):

@@ -52,6 +52,7 @@ def study_page(study: Study) -> tuple[str, list[Picture]]:
         f'<p class="lead">{escape(summary(study, found))}</p>',
         listing("Point by point", [v.words for v in found], open_=len(found) <= 8),
         listing("Collapsed", broken, open_=len(broken) <= 12),
+        listing("Failed", [f"{key}: {error}" for key, error in study.failures.items()], open_=len(study.failures) <= 8),
         "<h2>Table</h2>",
         _table(study),
         cost_table(study),

@@ -16,12 +16,12 @@ h3 { font-size: 1rem; margin: 0 0 .4rem; }
 ul { max-width: 46rem; padding-left: 1.2rem; } li { margin: .25rem 0; }
 summary { cursor: pointer; font-weight: 600; margin-top: .8rem; }
 .wide { overflow-x: auto; border: 1px solid var(--rule); border-radius: 6px; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
+table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .35rem .45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 thead th { position: sticky; top: 0; z-index: 1; background: var(--mark); vertical-align: bottom; color: var(--quiet); font-weight: 600; }
 th:first-child, .prose td:last-child, .prose thead th:last-child { text-align: left; }
-.prose td:last-child { white-space: normal; min-width: 14rem; }
-tbody th { position: sticky; left: 0; background: var(--paper); min-width: clamp(7rem, 18vw, 13rem); white-space: normal; }
+.prose td:last-child { white-space: normal; min-width: 11rem; }
+tbody th { position: sticky; left: 0; background: var(--paper); min-width: clamp(6rem, 12vw, 13rem); white-space: normal; }
 tbody tr:last-child > * { border-bottom: 0; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; max-width: 46rem; }
 dt { color: var(--quiet); } dd { margin: 0; }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, Literal
+
+from pl_prune.report.words import spread
 
 Arm = Literal["own", "reused", "again", "cross"]
 
@@ -196,4 +198,4 @@ def transfer_content(cells: Sequence[TransferCell]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{mean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{mean(values):+.2f}" + (f" ± {spread(values):.2f}" if len(values) > 1 else "")

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from pl_prune.core.types import PruneError
 from pl_prune.runs.folder import RunFolder, write_whole
-from pl_prune.runs.plan import Spec
+from pl_prune.runs.spec import Spec
 
 _FILE = "asked.json"
 

@@ -67,7 +67,7 @@ class RunFolder:
             raise PruneError(
                 f"Expected a finished run in {str(self.path)!r}; found {'one that is not finished' if is_run else 'no run'}. "
                 + (
-                    "Run the same command again."
+                    "Run its command again, with --ckpt_path checkpoints/last.ckpt of that folder where there is one."
                     if is_run
                     else "Name the folder that holds the result.json of a `pl-prune fit`."
                 )
@@ -87,10 +87,22 @@ class RunFolder:
 
         Returns:
             A record for each epoch; a last line that was cut off by a crash is left out.
+
+        Raises:
+            PruneError: If another line is damaged.
         """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = file.read_text(errors="replace").splitlines(keepends=True) if file.is_file() else []
+        found = []
+        for number, line in enumerate(lines, 1):
+            if line.endswith("\n"):
+                try:
+                    found.append(dict(json.loads(line)))
+                except (ValueError, TypeError) as error:
+                    raise PruneError(
+                        f"Expected a JSON record on line {number} of {str(file)!r}; found something else ({error}). Delete the line."
+                    ) from error
+        return found
 
     def scores(self) -> Scores | None:
         """Read the scores.
@@ -127,13 +139,18 @@ class RunFolder:
         write_whole(self.path / "environment.json", json.dumps(environment(), indent=1))
 
     def log(self, record: Mapping[str, float]) -> None:
-        """Append the metrics of an epoch.
+        """Append the metrics of an epoch; what is known of the last one already is kept beside them.
 
         Args:
             record: With the keys epoch and step.
         """
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        file, found = self.path / "metrics.jsonl", self.metrics()
+        if found and all(found[-1].get(key) == record.get(key) is not None for key in ("epoch", "step")):
+            lines = [*found[:-1], {**found[-1], **record}]
+            write_whole(file, "".join(json.dumps(line) + "\n" for line in lines))
+            return
+        with file.open("a") as lines_so_far:
+            lines_so_far.write(json.dumps(record) + "\n")
 
     def keep_scores(self, scores: Scores, meta: Mapping[str, Any]) -> None:
         """Write the scores.

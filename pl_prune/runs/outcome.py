@@ -7,10 +7,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+from pl_prune.core.metrics import reached
 from pl_prune.core.types import PruneError
 from pl_prune.runs.asked import asked
 from pl_prune.runs.folder import RunFolder
-from pl_prune.runs.plan import Spec
+from pl_prune.runs.spec import Spec
 from pl_prune.runs.stages import handed
 
 _KEPT = ("method", "sparsity", "masks", "seconds", "pruning_seconds", "peak_bytes", "epochs", "steps")
@@ -33,25 +34,39 @@ def outcome(spec: Spec, run: RunFolder, metric: str, direction: Literal["maximiz
         PruneError: If the run is not finished, or does not log the metric.
     """
     result = run.result()
-    values = [record[metric] for record in run.metrics() if metric in record]
-    if not values:
-        known = sorted(result["metrics"])
-        raise PruneError(
-            f"Expected the metric {metric!r} in {str(run.path)!r}; found {', '.join(known) or 'none'}. "
-            "Set `metric` in the study file to one that the module logs each epoch."
-        )
     return {
         "key": spec.key,
         "row": spec.row,
         "settings": spec.settings,
         "seed": spec.seed,
         "asked": asked(spec),
-        "best": max(values) if direction == "maximize" else min(values),
-        "last": values[-1],
+        **reached(run.metrics(), metric, direction, run.path),
         **{name: result[name] for name in _KEPT},
         "removed": result.get("removed", 0.0),
         "folder": str(run.path),
     }
+
+
+def by_metric(
+    record: dict[str, Any], run: RunFolder, metric: str, direction: Literal["maximize", "minimize"]
+) -> dict[str, Any]:
+    """Return a line of results by the metric that decides now.
+
+    Args:
+        record: The line, by the metric that decided when the run was done.
+        run: The run's folder.
+        metric: The metric.
+        direction: Whether the best epoch is the one where it is greatest or smallest.
+
+    Returns:
+        The line, read again from the run's metrics where the metric or the direction is another one.
+
+    Raises:
+        MetricMissing: If the run does not log the metric.
+    """
+    if (record.get("metric"), record.get("direction")) == (metric, direction):
+        return record
+    return {**record, **reached(run.metrics(), metric, direction, run.path)}
 
 
 def best_of_rows(results: Sequence[dict[str, Any]], direction: Literal["maximize", "minimize"]) -> list[dict[str, Any]]:

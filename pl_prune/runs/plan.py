@@ -3,51 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from pl_prune.core.types import PruneError
 from pl_prune.runs.search import Search
+from pl_prune.runs.spec import Spec, key_of
 from pl_prune.runs.study_file import check_keys, files, mapping, read
 
 _KEYS = {"name", "metric", "direction", "config", "set", "rows", "grid", "search", "seeds", "not_reproduced", "paper"}
 _ROW_KEYS = {"config", "set", "grid", "weights_of", "masks_of"}
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One run of a study.
-
-    Args:
-        key: Its name, and that of its folder.
-        row: The row of the table that it belongs to.
-        settings: The point of the grid or of the search.
-        seed: The seed.
-        config: Configuration files, later ones over earlier ones.
-        values: Every setting over those files, by dotted key.
-        weights_of: The run whose last weights it starts from; None: from scratch.
-        masks: Whether it keeps to the masks of that run, too.
-        trial: Its number in the search of its row; None in a grid.
-    """
-
-    key: str
-    row: str
-    settings: dict[str, Any]
-    seed: int
-    config: tuple[str, ...]
-    values: dict[str, Any]
-    weights_of: str | None = None
-    masks: bool = False
-    trial: int | None = None
-
-    @property
-    def words(self) -> list[str]:
-        """The arguments of `pl-prune fit`."""
-        return [*(word for file in self.config for word in ("--config", file)), *arguments(self.values)]
 
 
 @dataclass(frozen=True)
@@ -103,13 +70,19 @@ class Plan:
         grid = mapping(content.get("grid"), "grid, dotted key: values")
         for key, values in grid.items():
             if not isinstance(values, list) or not values:
-                raise PruneError(f"Expected a list of values for grid.{key}; found {values!r}. Put them in brackets.")
+                fix = "Write one, or leave the key out." if values == [] else "Put them in brackets."
+                raise PruneError(f"Expected a list of values for grid.{key}; found {values!r}. {fix}")
         seeds = content.get("seeds", [0])
-        if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) for s in seeds):
+        if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
             raise PruneError(f"Expected seeds to be a list of whole numbers; found {seeds!r}. Write seeds: [0, 1, 2].")
+        if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+            raise PruneError(f"Expected different seeds; found {twice[0]} twice. Leave one out.")
         direction = content.get("direction", "maximize")
         if direction not in ("maximize", "minimize"):
             raise PruneError(f"Expected direction to be 'maximize' or 'minimize'; found {direction!r}. Choose one.")
+        metric = content.get("metric", "val/acc")
+        if not isinstance(metric, str):
+            raise PruneError(f"Expected metric to be a name; found {metric!r}. Write val/acc, say.")
         search = Search.read(content["search"], str(file)) if "search" in content else None
         if search and (grid or len(seeds) > 1):
             raise PruneError(
@@ -126,7 +99,7 @@ class Plan:
             rows=rows,
             grid=grid,
             seeds=tuple(seeds),
-            metric=content.get("metric", "val/acc"),
+            metric=metric,
             direction=direction,
             config=tuple(files(content.get("config"), file, "config")),
             set=mapping(content.get("set"), "set, dotted key: value"),
@@ -146,10 +119,16 @@ class Plan:
             chain = [name]
             while (source := self.source(chain[-1])) in self.rows and source not in chain:
                 chain.append(source)
-            if source is not None:
+            if source in chain:
                 raise PruneError(
-                    f"Expected weights_of and masks_of to lead to a row that starts from scratch; found {source!r} in row {chain[-1]!r}. "
-                    "Name another row, or look at the spelling."
+                    f"Expected weights_of and masks_of to lead to a row that starts from scratch; found {' from '.join([*chain, source])}. "
+                    "Let one of them start from another row."
+                )
+            if source is not None:
+                close = get_close_matches(source, self.rows, 1)
+                raise PruneError(
+                    f"Expected a row in weights_of or masks_of of {chain[-1]!r}; found {source!r}. "
+                    f"{f'The closest name is {close[0]!r}' if close else 'The rows are ' + ', '.join(self.rows)}."
                 )
             if len(chain) > 1 and self.varies(chain[1]) and (self.search or not self.varies(name)):
                 raise PruneError(
@@ -221,13 +200,13 @@ class Plan:
         source, masks = self.source(row), "masks_of" in told
         own = {key: value for key, value in point.items() if not (masks and key.startswith("prune."))}
         return Spec(
-            key=_key(row, point if trial is None else {"trial": trial}, seed),
+            key=key_of(row, point if trial is None else {"trial": trial}, seed),
             row=row,
             settings=point,
             seed=seed,
             config=(*self.config, *told["config"]),
             values={**self.set, **(told.get("set") or {}), **own, "seed_everything": seed},
-            weights_of=None if source is None else _key(source, point if self.varies(source) else {}, seed),
+            weights_of=None if source is None else key_of(source, point if self.varies(source) else {}, seed),
             masks=masks,
             trial=trial,
         )
@@ -248,8 +227,9 @@ class Plan:
             if self.search is None or not self.varies(row)
             for point in self.points(row)
         ]
-        if len({spec.key for spec in specs}) < len(specs):
-            keys = [spec.key for spec in specs]
+        searched = filter(self.varies, self.rows) if self.search else ()
+        keys = [spec.key for spec in specs] + [key_of(row, {"trial": 0}, self.seeds[0]) for row in searched]
+        if len(set(keys)) < len(keys):
             raise PruneError(
                 f"Expected every run of the study to have a name of its own; found {max(keys, key=keys.count)!r} more than once. "
                 "Rename a row, or leave out equal values and seeds."
@@ -273,26 +253,16 @@ class Plan:
         return found
 
 
-def arguments(values: Mapping[str, Any]) -> list[str]:
-    """Return settings as arguments of a command: a later one goes into what an earlier one has set.
-
-    Args:
-        values: By dotted key.
-
-    Returns:
-        A word for each.
-    """
-    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
-
-
-def _key(row: str, point: Mapping[str, Any], seed: int) -> str:
-    words = [row, *(f"{key.rpartition('.')[2]}={value}" for key, value in point.items()), f"seed={seed}"]
-    return "_".join(re.sub(r"[^A-Za-z0-9.=+-]+", "-", word) for word in words)
-
-
 def _row(name: str, content: Any, study: Path) -> dict[str, Any]:
     row = mapping(content, f"row {name!r} to be {{config, set}}")
     check_keys(row, _ROW_KEYS, f"row {name!r}")
+    if not isinstance(row.get("grid", True), bool):
+        raise PruneError(
+            f"Expected grid of row {name!r} to be true or false; found {row['grid']!r}. The grid's values stand in `grid` of the study."
+        )
+    for key in {"weights_of", "masks_of"} & set(row):
+        if not isinstance(row[key], str):
+            raise PruneError(f"Expected {key} of row {name!r} to be the name of a row; found {row[key]!r}. Name one.")
     return {
         **row,
         "config": files(row.get("config"), study, f"row {name!r}"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Any, Literal, get_args
 
 from pl_prune.core.types import PruneError
@@ -125,13 +125,15 @@ class Search:
         sizes = [len(d) if isinstance(d, list) else d.size for d in self.space.values()]
         return min(self.trials, prod(s for s in sizes if s is not None)) if None not in sizes else self.trials
 
-    def any_point(self) -> dict[str, Any]:
-        """Return a point of the space.
+    def ends(self) -> list[dict[str, Any]]:
+        """Return points that together hold every choice and both ends of every range.
 
         Returns:
-            The first choices and the lower ends, by dotted key.
+            Points of the space, by dotted key.
         """
-        return {key: d[0] if isinstance(d, list) else d.low for key, d in self.space.items()}
+        sides = {key: d if isinstance(d, list) else [d.low, d.high] for key, d in self.space.items()}
+        longest = max(map(len, sides.values()))
+        return [{key: found[min(i, len(found) - 1)] for key, found in sides.items()} for i in range(longest)]
 
     def propose(
         self, row: str, earlier: Sequence[tuple[Mapping[str, Any], float | None]], direction: Direction
@@ -173,6 +175,23 @@ class Search:
             if point not in [dict(p) for p, _ in earlier]:
                 return point
 
+    def next_point(
+        self, rows: Mapping[str, Sequence[tuple[Mapping[str, Any], float | None]]], direction: Direction
+    ) -> tuple[str, dict[str, Any], int] | None:
+        """Propose the next point of the row that has the fewest.
+
+        Args:
+            rows: Row -> its earlier points, as for `propose`.
+            direction: "maximize" or "minimize".
+
+        Returns:
+            The row, its point and the point's number; None where every row has all.
+        """
+        row = min(rows, key=lambda name: len(rows[name]), default=None)
+        if row is None or len(rows[row]) >= self.points:
+            return None
+        return row, self.propose(row, rows[row], direction), len(rows[row])
+
 
 def _dimension(key: str, value: Any) -> list[Any] | Range:
     if isinstance(value, list) and value:
@@ -180,7 +199,7 @@ def _dimension(key: str, value: Any) -> list[Any] | Range:
             raise PruneError(
                 f"Expected different choices for search.space.{key}; found {value!r}. Leave out equal ones."
             )
-        return value
+        return list(json.loads(json.dumps(value)))  # as the database gives them back
     if not isinstance(value, dict):
         raise PruneError(
             f"Expected a list of choices or {{low, high, log, step}} for search.space.{key}; found {value!r}. Write one of them."
@@ -188,7 +207,7 @@ def _dimension(key: str, value: Any) -> list[Any] | Range:
     check_keys(value, _RANGE_KEYS, f"search.space.{key}")
     log = value.get("log", False)
     numbers: dict[str, Any] = {k: value.get(k) for k in ("low", "high", "step")}
-    odd = [k for k, n in numbers.items() if (n is not None or k != "step") and not _is_number(n)]
+    odd = [k for k, n in numbers.items() if (n is not None or k != "step") and not (_is_number(n) and isfinite(n))]
     if odd or not isinstance(log, bool):
         raise PruneError(
             f"Expected numbers for low, high and step, and true or false for log, in search.space.{key}; found {value!r}. "

@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from pl_prune.core.types import PruneError
 from pl_prune.runs.asked import check_unchanged
 from pl_prune.runs.folder import RunFolder
-from pl_prune.runs.plan import Spec
+from pl_prune.runs.spec import Spec
 from pl_prune.runs.study_file import check_keys, files, mapping, read
 
 NAMES = ("pretrain", "search", "finetune")

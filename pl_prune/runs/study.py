@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -10,16 +9,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
-from pl_prune.core.types import PruneError
+from pl_prune.core.metrics import MetricMissing
 from pl_prune.runs.asked import check_unchanged, note
-from pl_prune.runs.database import heartbeats, open_database
-from pl_prune.runs.folder import RunFolder, write_whole
+from pl_prune.runs.database import heartbeats
+from pl_prune.runs.folder import RunFolder
 from pl_prune.runs.lock import is_locked, locked
-from pl_prune.runs.outcome import best_of_rows, cause_of, outcome, with_source
-from pl_prune.runs.plan import Plan, Spec
+from pl_prune.runs.outcome import cause_of, outcome, with_source
+from pl_prune.runs.spec import Spec
+from pl_prune.runs.study_state import StudyState
 
 _JUST_STARTED = timedelta(seconds=60)
 
@@ -27,71 +26,10 @@ Train = Callable[[Spec, RunFolder], None]
 """Trains one run to its end, from its last checkpoint where there is one."""
 
 
-class Study:
-    """The state of a study: what is done, what is being done, what is left.
+class Study(StudyState):
+    """A study that is worked on. Takes the arguments of `StudyState`."""
 
-    Args:
-        plan: What is to be run.
-        folder: Where runs, database and results go.
-        storage: URL of the database; None: the file study.db in the folder.
-
-    Raises:
-        PruneError: If Optuna is missing, the database cannot be reached, or it holds the points of another search.
-    """
-
-    def __init__(self, plan: Plan, folder: str | Path, storage: str | None = None) -> None:
-        self.plan = plan
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._planned = {spec.key: spec for spec in plan.specs()}
-        self._begun = datetime.now()  # what failed before is tried again
-        self._local = storage is None
-        self._study = open_database(plan.name, plan.direction, self.folder, storage)
-        search = plan.search.told() if plan.search else None
-        told = self._study.user_attrs.get("search", search)
-        if told != search:
-            raise PruneError(
-                f"Expected the search that the points of {plan.name!r} were proposed by, {told}; found {search}. "
-                "Give the changed study another name or --folder, or put the search back; its number of trials may change."
-            )
-        self._study.set_user_attr("search", search)
-        about = {"name": plan.name, "metric": plan.metric, "direction": plan.direction, "search": search}
-        write_whole(self.folder / "study.json", json.dumps({**about, "references": plan.references()}, indent=1))
-
-    @property
-    def total(self) -> int:
-        """How many runs the plan asks for."""
-        searched = sum(map(self.plan.varies, self.plan.rows)) if self.plan.search else 0
-        return len(self._planned) + searched * (self.plan.search.points if self.plan.search else 0)
-
-    @property
-    def specs(self) -> dict[str, Spec]:
-        """The runs by key, in the plan's order; those of a search as far as they are proposed."""
-        if self.plan.search is None:
-            return self._planned
-        proposed: dict[str, dict[int, dict[str, Any]]] = {row: {} for row in self.plan.rows}
-        for trial in self._trials():
-            told = trial.user_attrs
-            if "point" in told and told["row"] in proposed:
-                proposed[told["row"]].setdefault(told["trial"], told["point"])
-        seed, found = self.plan.seeds[0], list(self._planned.values())
-        for row, points in proposed.items():
-            found += [self.plan.spec(row, points[n], seed, n) for n in sorted(points)]
-        order = list(self.plan.rows)
-        return {spec.key: spec for spec in sorted(found, key=lambda spec: order.index(spec.row))}
-
-    def run_folder(self, spec: Spec) -> RunFolder:
-        """Return the folder of a run.
-
-        Args:
-            spec: The run.
-
-        Returns:
-            `runs/<key>` in the study's folder.
-        """
-        return RunFolder(self.folder / "runs" / spec.key)
-
-    def work(self, train: Train, say: Callable[[str], None]) -> None:
+    def work(self, train: Train, say: Callable[[str], None], go_on: Callable[[], bool] = lambda: True) -> None:
         """Take runs that are left, one after another, until the study is done.
 
         Runs that other processes hold are waited for, and taken over if their process dies.
@@ -99,6 +37,10 @@ class Study:
         Args:
             train: Trains one run.
             say: Is told what happens, a line at a time.
+            go_on: Whether to take another run.
+
+        Raises:
+            PruneError: If settings changed under a run, or no run logs the metric that decides.
         """
         worker = f"{socket.gethostname()}-{os.getpid()}"
         with locked(self.folder / "workers" / worker, wait=True):  # others may just be looking
@@ -106,8 +48,11 @@ class Study:
             self._refuse_changed()
             say(f"{len(self.results())} of {self.total} runs are done")
             waiting = False
-            while True:
+            while go_on():
                 if self._take_one(train, say, worker):
+                    self.write()
+                    if self._fatal:
+                        raise self._fatal
                     continue
                 if not self._trials("RUNNING"):
                     break
@@ -115,7 +60,7 @@ class Study:
                     say("waiting for runs that other processes hold")
                 waiting = True
                 time.sleep(1)
-            self._write_results()
+            self.write()
 
     def _refuse_changed(self) -> None:
         """Raise if a run was begun with other settings than the plan has now: it would be shown as if it had them."""
@@ -126,65 +71,6 @@ class Study:
             run = self.run_folder(spec)
             if run.checkpoint and not run.finished:
                 check_unchanged(spec, run)
-
-    def results(self) -> list[dict[str, Any]]:
-        """List the finished runs, in the plan's order.
-
-        Returns:
-            Key, row, settings, seed, best and last value of the metric, times, memory, sparsity.
-        """
-        done = {
-            t.user_attrs["key"]: t.user_attrs["result"] for t in self._trials("COMPLETE") if "result" in t.user_attrs
-        }
-        return [done[key] for key in self.specs if key in done]
-
-    def left(self) -> list[Spec]:
-        """List the runs that are not done; while a search is not done, a run of any point of its rows beside them.
-
-        Returns:
-            The runs.
-        """
-        done = [record["key"] for record in self.results()]
-        left = [spec for key, spec in self.specs.items() if key not in done]
-        if self.plan.search and len(done) < self.total:
-            point = self.plan.search.any_point()
-            rows = filter(self.plan.varies, self.plan.rows)
-            left += [self.plan.spec(row, point, self.plan.seeds[0], 0) for row in rows]
-        return left
-
-    def best(self) -> list[dict[str, Any]]:
-        """Name the best finished run of each row that is searched, by the last value of the metric.
-
-        Returns:
-            Records as in `results`.
-        """
-        searched = [r for r in self.results() if self.plan.search and self.plan.varies(r["row"])]
-        return best_of_rows(searched, self.plan.direction)
-
-    def failures(self) -> dict[str, str]:
-        """List the runs whose last try failed.
-
-        Returns:
-            What went wrong, by key.
-        """
-        done, specs = {r["key"] for r in self.results()}, self.specs
-        failed = {t.user_attrs["key"]: t.user_attrs["error"] for t in self._trials("FAIL") if "error" in t.user_attrs}
-        return {key: error for key, error in failed.items() if key in specs and key not in done}
-
-    def running(self) -> list[str]:
-        """List the runs that some process is at work on.
-
-        Returns:
-            Their keys.
-        """
-        return sorted({t.user_attrs["key"] for t in self._trials("RUNNING") if "key" in t.user_attrs})
-
-    def _trials(self, *states: str) -> list[Any]:
-        from optuna.trial import TrialState
-
-        wanted = tuple(TrialState[state] for state in states) or None
-        found: list[Any] = self._study.get_trials(deepcopy=False, states=wanted)
-        return found
 
     def _share_out(self) -> None:
         """Put what is neither done nor in good hands into the queue; once nothing is left, the next point of a search."""
@@ -218,11 +104,8 @@ class Study:
         for spec in self.specs.values():
             if spec.row in earlier:
                 earlier[spec.row].append((spec.settings, reached.get(spec.key)))
-        row = min(earlier, key=lambda name: len(earlier[name]), default=None)
-        if row is None or len(earlier[row]) >= search.points:
-            return []
-        point = search.propose(row, earlier[row], self.plan.direction)
-        return [self.plan.spec(row, point, self.plan.seeds[0], len(earlier[row]))]
+        proposed = search.next_point(earlier, self.plan.direction)
+        return [] if proposed is None else [self.plan.spec(*proposed[:2], self.plan.seeds[0], proposed[2])]
 
     def _orphaned(self, trial: Any) -> bool:
         """Say whether a running trial's worker was on this machine and is gone."""
@@ -232,8 +115,8 @@ class Study:
             others = [p for p in (self.folder / "workers").glob("*") if p.name != me and is_locked(p)]
             old = trial.datetime_start is None or datetime.now() - trial.datetime_start > _JUST_STARTED
             return old or (self._local and not others)
-        here = worker.rpartition("-")[0] == socket.gethostname()
-        return here and not is_locked(self.folder / "workers" / worker)
+        here, lock = worker.rpartition("-")[0] == socket.gethostname(), self.folder / "workers" / worker
+        return here and lock.is_file() and not is_locked(lock)  # without a file it has a folder of its own
 
     def _take_one(self, train: Train, say: Callable[[str], None], worker: str) -> bool:
         """Do one run of the queue; say whether there was one."""
@@ -290,11 +173,9 @@ class Study:
             result = outcome(spec, run, self.plan.metric, self.plan.direction)
         except Exception as error:
             cause = cause_of(error)
+            self._fatal = cause if isinstance(cause, MetricMissing) else None
             trial.set_user_attr("error", f"{type(cause).__name__}: {cause}")
             say(f"{spec.key}: FAILED, {type(cause).__name__}: {cause}")
             raise
         say(f"{spec.key}: {self.plan.metric} {result['last']:.4f} in {result['seconds']:.1f} s")
         return result
-
-    def _write_results(self) -> None:
-        write_whole(self.folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in self.results()))

@@ -11,8 +11,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from pl_prune.core.types import PruneError
-from pl_prune.runs.plan import Plan, arguments
+from pl_prune.runs.plan import Plan
 from pl_prune.runs.search import Range
+from pl_prune.runs.spec import arguments
 
 
 def as_sweep(plan: Plan) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pl_prune.core.store import load_masks
 from pl_prune.core.types import PruneError, check_sparsity
 from pl_prune.runs.asked import asked
 from pl_prune.runs.folder import write_whole
-from pl_prune.runs.plan import Plan, Spec
+from pl_prune.runs.plan import Plan
+from pl_prune.runs.spec import Spec
 
 SOURCE = "source"
 _OTHER_ORDER = 10_000

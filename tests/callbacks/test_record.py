@@ -77,3 +77,42 @@ def test_a_finished_run_and_one_that_is_held_are_refused(fit, tmp_path):
 def test_without_a_logger_nothing_is_written(fit, tmp_path, settings):
     fit(plp.RunRecord(), module=TinyModule(), **settings)
     assert not list(tmp_path.rglob("result.json"))
+
+
+class Late(TinyModule):
+    """Logs in its own `on_train_epoch_end`, which comes after that of callbacks."""
+
+    def on_train_epoch_end(self):
+        self.log("train/late", float(self.current_epoch))
+
+
+def test_what_a_module_logs_last_is_of_its_own_epoch(fit, tmp_path):
+    fit(plp.RunRecord(), module=Late(), logger=logger(tmp_path), max_epochs=3)
+    run = plp.RunFolder(tmp_path / "logs" / "one")
+    assert [(r["epoch"], r["train/late"]) for r in run.metrics()] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert run.result()["metrics"]["train/late"] == 2.0
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Experiment logs directory", "ignore:The dirpath has changed", "ignore:Checkpoint directory"
+)
+@pytest.mark.parametrize("when", ["before its line", "after its line"])
+def test_a_resumed_run_keeps_what_its_last_validation_found(when, fit, tmp_path):
+    class Boom(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 3:
+                raise RuntimeError("boom")
+
+    saver = {"enable_checkpointing": True, "max_epochs": 4, "check_val_every_n_epoch": 2}
+    fit(plp.RunRecord(), ModelCheckpoint(save_last=True), logger=CSVLogger(tmp_path, "logs", "whole"), **saver)
+    order = [Boom(), plp.RunRecord()] if when == "before its line" else [plp.RunRecord(), Boom()]
+    with pytest.raises(RuntimeError, match="boom"):
+        fit(*order, ModelCheckpoint(save_last=True), logger=logger(tmp_path), **saver)
+    run = plp.RunFolder(tmp_path / "logs" / "one")
+    fit(plp.RunRecord(), ModelCheckpoint(save_last=True), logger=logger(tmp_path), ckpt_path=run.checkpoint, **saver)
+    lines = [
+        [(r["epoch"], r["step"], r.get("val/loss")) for r in folder.metrics()]
+        for folder in (run, plp.RunFolder(tmp_path / "logs" / "whole"))
+    ]
+    assert lines[0] == lines[1]
+    assert lines[0][-1][2] is not None

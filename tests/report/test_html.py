@@ -13,6 +13,7 @@ from statistics import mean, stdev
 
 import pytest
 import torch
+from refusal import expect_refusal
 
 import pl_prune as plp
 from pl_prune.core.masks import MaskSet
@@ -229,6 +230,20 @@ def test_a_study_is_decided_and_called_as_its_own_record_says(study):
     assert "near won at sparsity 0.9" in page.texts["lead"]
     assert "Study of nets" in page.texts["all"]
     assert "far won" in Page(write_report(study, direction="maximize")).texts["lead"]
+    about = {"total": 99, "failures": {"far_seed=7": "ValueError: diverged"}}
+    (study / "study.json").write_text(json.dumps(about))
+    page = Page(write_report(study))
+    assert "of 99 runs are not done, 1 of them failed" in page.texts["lead"]
+    assert "far_seed=7: ValueError: diverged" in page.texts["li"]
+
+
+def test_another_metric_is_read_from_the_curves_or_refused(study):
+    page = Page(write_report(study, metric="val/loss", direction="minimize"))
+    assert "compared by val/loss" in page.texts["lead"]
+    curve = [json.loads(line) for line in next(study.glob("runs/near*/metrics.jsonl")).read_text().splitlines()]
+    assert f"{curve[-1]['val/loss']:.4f}" in page.texts["all"]
+    with expect_refusal("the metric 'val/los'", "closest name is 'val/loss'"):
+        write_report(study, metric="val/los")
 
 
 def test_the_table_holds_means_and_deviations_of_the_data(written):
@@ -401,7 +416,7 @@ def test_a_single_run_has_its_summary_layers_and_curves(study, tmp_path):
     assert page.texts["h3"] == "Density of each layeracc during trainingloss during trainingWidths before and after"
     assert "14 of 24 output channels are gone" not in page.texts["figcaption"]
     assert "10 of 24 output channels are gone"[2:] in page.texts["figcaption"]
-    assert len(list((tmp_path / "elsewhere" / "report_figures").iterdir())) == 4
+    assert len(list((tmp_path / "elsewhere" / "run_figures").iterdir())) == 4
     assert "slicing masked units off" not in page.texts["all"]
     report = json.loads((run / "report.json").read_text())
     report["units"] = {"layers": {"conv": [3, 8]}, "sliced": False, "cost": {"params_kept": 1234, "macs_kept": 56789}}
@@ -430,7 +445,7 @@ def test_scores_are_compared_at_one_seed_and_the_same_weights(written, tmp_path)
     assert "Scores at sparsity 0.99, seed 0" in page.texts["all"]
     captions = page.texts["figcaption"]
     assert "near and far order the entries most alike (1.00)" in captions  # the test gives both the same scores
-    assert "keeps as many, are: far 0 %. Magnitudes are the scores of near" in captions
+    assert "left of the line: far 0 %. Magnitudes are the scores of near" in captions
     for seed in range(2):
         add(tmp_path / "s", "near", {"prune.sparsity": 0.9}, seed, 0.9, criterion=plp.Magnitude())
         add(tmp_path / "s", "far", {"prune.sparsity": 0.9}, seed, 0.8, criterion=plp.SNIP())

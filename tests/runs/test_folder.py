@@ -58,8 +58,11 @@ def test_what_is_not_a_finished_run_is_named(tmp_path):
         plp.RunFolder(tmp_path).result()
     run = plp.RunFolder(tmp_path)
     run.begin(0)
-    with expect_refusal("found one that is not finished", "Run the same command again"):
+    with expect_refusal("found one that is not finished", "Run its command again", "--ckpt_path"):
         run.result()
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0}\nno JSON\n{"epoch": 2')
+    with expect_refusal("line 2 of", "metrics.jsonl", "Delete the line"):
+        run.metrics()
     for text in ("{", "[1]"):
         (tmp_path / "result.json").write_text(text)
         with expect_refusal("result.json", "Delete the file"):

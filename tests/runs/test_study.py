@@ -22,7 +22,7 @@ from refusal import expect_refusal
 
 import pl_prune as plp
 from pl_prune.__main__ import main
-from pl_prune.report.study import cells, study_table, winners
+from pl_prune.report.study import cells, study_table, summary, winners
 from pl_prune.runs.lock import is_locked
 from pl_prune.runs.plan import Plan
 from pl_prune.runs.search import Search
@@ -152,10 +152,71 @@ def test_workers_share_a_study_without_repeating_a_run(tmp_path):
 def test_a_database_that_cannot_be_reached_and_a_metric_that_is_not_logged_are_named(tmp_path):
     with expect_refusal("sqlite:////nowhere/at/all.db", "--storage"):
         Study(PLAN, tmp_path, "sqlite:////nowhere/at/all.db")
-    study = Study(Plan(**{**PLAN.__dict__, "metric": "val/acc", "name": "other"}), tmp_path)
-    study.work(Trainer(), quiet)
-    assert set(study.failures()) == set(study.specs)
-    assert "Expected the metric 'val/acc'" in study.failures()["dense_seed=0"]
+    study, train = Study(Plan(**{**PLAN.__dict__, "metric": "val/acc", "name": "other"}), tmp_path), Trainer()
+    with expect_refusal("the metric 'val/acc'", "found acc", "closest name is 'acc'"):
+        study.work(train, quiet)
+    assert train.trained == ["dense_seed=0"]  # not all of them, to fail one by one
+    assert set(study.failures()) == {"dense_seed=0"}
+    again, train = Study(Plan(**{**PLAN.__dict__, "name": "other"}), tmp_path), Trainer()
+    again.work(train, quiet)
+    assert "dense_seed=0" not in train.trained
+    assert len(again.results()) == 10
+
+
+def test_another_metric_is_read_from_the_runs(tmp_path):
+    class Two(Trainer):
+        def __call__(self, spec, run):
+            super().__call__(spec, run)
+            lines = [{**record, "loss": 10 - record["acc"]} for record in run.metrics()]
+            (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    study = Study(PLAN, tmp_path)
+    study.work(Two(), quiet)
+    told = json.loads((tmp_path / "study.json").read_text())
+    assert (told["total"], told["failures"]) == (10, {})
+    other = Study(Plan(**{**PLAN.__dict__, "metric": "loss", "direction": "minimize"}), tmp_path)
+    train = Trainer()
+    other.work(train, quiet)
+    assert train.trained == []
+    pairs = list(zip(study.results(), other.results(), strict=True))
+    assert all(there["last"] == 10 - here["last"] for here, there in pairs)
+    assert all(there["best"] == 10 - here["best"] for here, there in pairs)
+    with expect_refusal("the metric 'lost'", "closest name is 'loss'"):
+        Study(Plan(**{**PLAN.__dict__, "metric": "lost"}), tmp_path).results()
+
+
+def test_results_are_there_before_the_study_is_done(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        Study(PLAN, tmp_path).work(Trainer(dies_on="b_sparsity=0.5_seed=0"), quiet)
+    assert 0 < len((tmp_path / "results.jsonl").read_text().splitlines()) < 10
+    assert json.loads((tmp_path / "study.json").read_text())["total"] == 10
+
+
+def test_a_worker_whose_parent_is_gone_takes_no_other_run(tmp_path):
+    train, left = Trainer(), [True, True, False]
+    study = Study(PLAN, tmp_path)
+    study.work(train, quiet, lambda: left.pop(0))
+    assert len(train.trained) == len(study.results()) == 2
+
+
+def test_a_folder_belongs_to_one_study(tmp_path):
+    Study(PLAN, tmp_path)
+    with expect_refusal("the folder of 'other'", "found that of 'fake'", "--folder"):
+        Study(Plan(**{**PLAN.__dict__, "name": "other"}), tmp_path)
+
+
+def test_a_seed_that_diverged_leaves_the_table_whole():
+    def record(row, seed, last):
+        times = {"seconds": 2.0, "pruning_seconds": 0.25, "peak_bytes": None}
+        return {"row": row, "settings": {}, "seed": seed, "last": last, "best": last, **times}
+
+    values = {"a": (0.8, 0.82), "b": (0.7, math.nan), "c": (0.6, 0.61)}
+    results = [record(row, s, v) for row, found in values.items() for s, v in enumerate(found)]
+    assert [cell.row for cell in winners(cells(results), "maximize")] == ["a"]
+    lines = study_table(results, "acc", "maximize").splitlines()
+    assert "*0.8100" in lines[2]
+    assert "nan" in lines[3]
+    assert math.isnan(summary(results, "maximize")[1]["last_std"])
 
 
 def test_the_table_has_mean_deviation_and_the_best_where_intervals_part():
@@ -321,7 +382,10 @@ def test_a_value_of_the_grid_that_does_not_parse_is_refused_before_the_first_run
 def test_what_is_left_of_a_search_names_a_run_of_each_row(tmp_path):
     search = Search.read({"trials": 2, "space": {"prune.sparsity": {"low": 0.5, "high": 0.9}}}, "here")
     plan = Plan("s", {"a": {"config": []}, "b": {"config": [], "grid": False}}, search=search)
-    assert [(s.row, s.settings) for s in Study(plan, tmp_path).left()] == [("b", {}), ("a", {"prune.sparsity": 0.5})]
+    assert [(s.row, s.settings) for s in Study(plan, tmp_path).left()] == [
+        ("b", {}),
+        *[("a", {"prune.sparsity": end}) for end in (0.5, 0.9)],  # both must be settings that fit takes
+    ]
 
 
 def change(plan, **changes):
