@@ -227,14 +227,19 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class _Parser(LightningArgumentParser):
-    """A parser that says which name was meant where one of ours is mistyped."""
+    """A parser that takes no abbreviated name, and says which one was meant where one of ours is mistyped."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        kinds = {"prune": PruningCallback, "adversarial": AdversarialTraining}
-        meant = explain(message, kinds) if self.exit_on_error else None  # the parser of a class within raises
+        parser = getattr(ex, "subcommand_parser", None) or self
+        ours = {"prune": PruningCallback, "adversarial": AdversarialTraining}
+        kinds = {**dict.fromkeys(("model", "data", "optimizer", "lr_scheduler")), **ours}
+        options = {action.dest for action in parser._actions}
+        meant = explain(message, kinds, options) if self.exit_on_error else None  # the parser of a class within raises
         if meant is None:
             super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
         self.exit(2, f"{parser.prog.replace(' [options]', '')}: error: {meant}\n")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, get_args, get_type_hints
@@ -17,17 +17,19 @@ _SETTING = re.compile(r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)")
 _CLASS = re.compile(r"dot import path string: (\S+)|module '[\w.]+' has no attribute '(\w+)'")
 _GIVEN = re.compile(r"(?:Given value: |Import path |val=')(\w+(?:\.\w+)+)")
 _GROUP = re.compile(r"Group '(\w+)' does not accept option '([\w.]+)'")
+_INNER = re.compile(r"unrecognized arguments: --(\w+)\.(\w+)")
 _TOP = re.compile(
-    r"(?i)^(?:unrecognized arguments: |ambiguous option: |subcommand '\w+' does not accept option '|option ')-*(\w+)"
+    r"(?i)^(?:unrecognized arguments: |ambiguous option: |subcommand '\w+' does not accept option '|option ')-*([\w.]+)"
 )
 
 
-def explain(message: str, kinds: Mapping[str, type]) -> str | None:
+def explain(message: str, kinds: Mapping[str, type | None], options: Collection[str] = ()) -> str | None:
     """Say what was meant.
 
     Args:
         message: Of jsonargparse.
-        kinds: Our keys, and what each holds.
+        kinds: Keys that hold a class, and of which kind; None where any will do.
+        options: Dotted names that the parser knows.
 
     Returns:
         Expected, found and fix; None where the message is about something else.
@@ -35,8 +37,11 @@ def explain(message: str, kinds: Mapping[str, type]) -> str | None:
     if "does not correspond to a subclass" in message and (foreign := _foreign(message)):
         return foreign
     if top := _TOP.search(message):
-        close = closest(top[1], [*kinds, "weights"])
-        return f"Expected a known key; found {top[1]!r}. The closest name is {close!r}." if close else None
+        name, first = top[1], top[1].split(".")[0]
+        group = [option for option in options if option.startswith(f"{first}.")]
+        name = name if group else first
+        close = closest(name, group or [*kinds, "weights"])
+        return f"Expected a known key; found {name!r}. The closest name is {close!r}." if close else None
     key = _KEY.match(message)
     if key is None or key[1] not in kinds:
         return None
@@ -50,8 +55,8 @@ def explain(message: str, kinds: Mapping[str, type]) -> str | None:
             holder = _load(found[1])
         elif (found := _SETTING.search(line)) and holder is not None:
             return _setting(".".join(path), holder, found[1])
-        elif (found := _GROUP.search(line)) and (group := _hint(holder, found[1])) is not None:
-            return _setting(".".join([*path, found[1]]), group, found[2])
+        elif (found := _GROUP.search(line) or _INNER.search(line)) and (inner := _hint(holder, found[1])) is not None:
+            return _setting(".".join([*path, found[1]]), inner, found[2])
         elif (found := _CLASS.search(line)) and expected is not None:
             return _class(".".join(path), expected, (found[1] or found[2]).rpartition(".")[2])
     return None

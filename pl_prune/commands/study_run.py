@@ -196,7 +196,7 @@ def _refusals(spec: Spec, said: Callable[[], str]) -> Iterator[None]:
             raise KeyboardInterrupt from error
         refusal = " ".join(said().rpartition("error: ")[2].split())
         if refusal.startswith("Expected "):  # in our own words
-            raise PruneError(refusal) from error
+            raise PruneError(f"{refusal} It was given for {spec.key!r}.") from error
         raise PruneError(
             f"Expected settings that `pl-prune fit` takes for {spec.key!r}; found {refusal!r}. Try `pl-prune fit`."
         ) from error

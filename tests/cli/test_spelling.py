@@ -30,6 +30,10 @@ QUICKSTART = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
         (["--prune.criterion.rounds=3"], "a setting of SNIP under prune.criterion; found 'rounds'. It has none."),
         (["--prune=Dense", "--prune.sparsity=0.9"], "found 'sparsity'. It has none. Choose the class first: `--prune=PruneAtInit`"),
         (["--prne.sparsity=0.9"], "a known key; found 'prne'. The closest name is 'prune'."),
+        (["--prune.samples.per_clas=3"], "a setting of Samples under prune.samples; found 'per_clas'. The closest name is 'per_class'."),
+        (["--trainer.max_epoch=1"], "a known key; found 'trainer.max_epoch'. The closest name is 'trainer.max_epochs'."),
+        (["--optimzer.lr=1"], "a known key; found 'optimzer'. The closest name is 'optimizer'."),
+        (["--optimizer.momentumm=1"], "a setting of SGD under optimizer; found 'momentumm'. The closest name is 'momentum'."),
         (["--wieghts=x"], "a known key; found 'wieghts'. The closest name is 'weights'."),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) else "",
@@ -74,7 +78,7 @@ def test_a_mistyped_setting_of_the_module_is_not_taken_for_a_key_of_ours(capfd, 
     with pytest.raises(SystemExit, match="2"):
         main(["fit", "--config", QUICKSTART, "--model.wieght=3"])
     error = capfd.readouterr().err
-    assert "Option 'wieght' is not accepted" in error
+    assert "a setting of ImageClassifier under model; found 'wieght'" in error
     assert "weights'" not in error
 
 
