@@ -15,6 +15,7 @@ from pl_prune.runs.folder import RunFolder, write_whole
 from pl_prune.runs.spec import Spec
 
 _FILE = "asked.json"
+_ABSENT = object()
 
 
 def asked(spec: Spec) -> dict[str, Any]:
@@ -65,14 +66,25 @@ def check_unchanged(spec: Spec, run: RunFolder, told: dict[str, Any] | None = No
     if told is None:
         told = json.loads(file.read_text()) if file.is_file() else asked(spec)
     then, now = _flat(told), _flat(asked(spec))
-    odd = [key for key in dict.fromkeys((*then, *now)) if then.get(key) != now.get(key)]
-    if odd:
-        old, new = ({key: side[key] for key in odd if key in side} for side in (then, now))
+    odd = [key for key in dict.fromkeys((*then, *now)) if then.get(key, _ABSENT) != now.get(key, _ABSENT)]
+    old, new = ({key: side[key] for key in odd if key in side} for side in (then, now))
+    if not odd:
+        old, new = ({"order": _ordered(side)} for side in (told, asked(spec)))
+    if old != new:
         state = "run" if run.finished else "begun"
         raise PruneError(
             f"Expected the settings that {spec.key!r} was {state} with, {old or 'without these'}; found {new or 'them gone'}. "
             f"Choose another name or --folder for what is changed, put the settings back, or delete {str(run.path)!r} (and the database)."
         )
+
+
+def _ordered(told: dict[str, Any]) -> list[str]:
+    """Return what counts by its order: files, and settings that go into what another one sets."""
+    values = told["values"]
+    nested = [
+        key for key in values if any(a != b and key in (a, b) and b.startswith(f"{a}.") for a in values for b in values)
+    ]
+    return [*told["config"], *nested]
 
 
 def _flat(told: dict[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,10 @@ class Plan:
         return plan
 
     def _check(self) -> None:
+        if self.search and not any(map(self.varies, self.rows)):
+            raise PruneError(
+                "Expected a row that is searched; found rows with grid: false alone. Leave that out of one."
+            )
         for name, row in self.rows.items():
             if {"weights_of", "masks_of"} <= set(row):
                 raise PruneError(

@@ -38,6 +38,18 @@ def as_sweep(plan: Plan) -> dict[str, Any]:
                 f"Expected rows that start from scratch, for a sweep; found weights_of or masks_of {source!r} in row {name!r}. "
                 "Leave that row out, or run the study itself."
             )
+    if early := [key for key in plan.set if key.startswith("prune.") and "prune" not in plan.set]:
+        raise PruneError(
+            "Expected settings under prune in the rows or in the grid, for a sweep, which chooses the callback last; "
+            f"found {early[0]!r} in `set`. Write it into each row that takes it."
+        )
+    varied = plan.search.space if plan.search else plan.grid
+    fixed = [name for name in plan.rows if not plan.varies(name)]
+    if fixed and (plan.search or any(not key.startswith("prune.") and len(v) > 1 for key, v in plan.grid.items())):
+        raise PruneError(
+            f"Expected rows that all take {', '.join(varied)}, for a sweep, which knows no row outside; found {fixed[0]!r}. "
+            "Leave that row out, or run the study itself."
+        )
     if plan.search is None:
         outer = {key: {"values": v} for key, v in plan.grid.items() if not key.startswith("prune.")}
         inner = {key: v for key, v in plan.grid.items() if key.startswith("prune.")}

@@ -77,6 +77,19 @@ def test_the_sweep_is_the_same_grid(study, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
+        ({"set": {"prune.sparsity": 0.9}}, ("'prune.sparsity' in `set`",)),
+        ({"grid": {"optimizer.lr": [0.1, 0.2]}}, ("rows that all take optimizer.lr", "'dense'")),
+    ],
+)
+def test_a_sweep_that_would_not_be_the_study_is_refused(study, changes, parts):
+    plan = Plan.load(study(**changes))
+    with expect_refusal(*parts):
+        as_sweep(plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
         ({"sparsities": [0.5]}, ("'sparsities'", "grid", "spelling")),
         ({"rows": {"a": {"recipe": "snip.yaml"}}}, ("row 'a'", "'recipe'")),
         ({"rows": {}}, ("rows", "at least one")),

@@ -400,6 +400,21 @@ def test_settings_that_changed_under_finished_runs_are_refused(tmp_path):
     assert train.trained == []
 
 
+def test_settings_in_another_order_are_others_where_one_goes_into_another(tmp_path):
+    first = {"prune": "Dense", "prune.sparsity": 0.5, "trainer.max_epochs": 2, "trainer.gradient_clip_val": None}
+    Study(change(PLAN, set=first), tmp_path).work(Trainer(), quiet)
+    same = {"trainer.max_epochs": 2, "prune": "Dense", "prune.sparsity": 0.5, "trainer.gradient_clip_val": None}
+    train = Trainer()
+    Study(change(PLAN, set=same), tmp_path).work(train, quiet)
+    assert train.trained == []
+    turned = {"prune.sparsity": 0.5, "prune": "Dense", "trainer.max_epochs": 2, "trainer.gradient_clip_val": None}
+    with expect_refusal("'order': ['prune', 'prune.sparsity']", "found {'order': ['prune.sparsity', 'prune']"):
+        Study(change(PLAN, set=turned), tmp_path).work(Trainer(), quiet)
+    with expect_refusal("'trainer.gradient_clip_val': None", "found them gone"):
+        del same["trainer.gradient_clip_val"]
+        Study(change(PLAN, set=same), tmp_path).work(Trainer(), quiet)
+
+
 class Interrupted(Trainer):
     """Leaves a checkpoint of the run that it dies in."""
 
