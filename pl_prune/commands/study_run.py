@@ -190,7 +190,7 @@ def _refusals(spec: Spec, said: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (ArgumentError, ValueError) as error:  # of a class that does not take its settings
-        raise cause_of(error) from error
+        raise PruneError(f"{cause_of(error)} It was given for {spec.key!r}.") from error
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of it
             raise KeyboardInterrupt from error

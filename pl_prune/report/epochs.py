@@ -67,4 +67,7 @@ def epoch_axis(axes: Axes) -> None:
     """
     axes.set_xlabel("epoch")
     axes.locator_params("x", integer=True)
+    low, high = axes.get_xlim()
+    if high - low < 1:  # of a single epoch
+        axes.set_xlim(low - 0.5, high + 0.5)
     axes.grid(alpha=0.2)

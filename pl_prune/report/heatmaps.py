@@ -30,13 +30,16 @@ def density_figures(study: Study) -> list[Picture]:
     Returns:
         At most two figures; none where no run has a report.
     """
-    figures = []
+    found = []
     for number, point in enumerate(study.shown):
         groups = [g for g in study.at(point) if any(run.layers for run in g.runs)]
         layers = list(dict.fromkeys(layer["name"] for g in groups for run in g.runs for layer in run.layers))
-        if not layers:
-            continue
-        table = [[_density(g, name) for g in groups] for name in layers]
+        if layers:
+            found.append((number, point, groups, layers, [[_density(g, name) for g in groups] for name in layers]))
+    low = min((v for *_, table in found for line in table for v in line if v > 0), default=0.01)
+    low = min(max(low, 1e-4), 0.5)
+    figures = []
+    for number, point, groups, layers, table in found:
         title = f"Density of each layer at {study.label(point)}"
         caption = (
             "Look for dark cells, where little is kept (% of the layer's entries, or of its units where those were sliced off; mean "
@@ -48,8 +51,6 @@ def density_figures(study: Study) -> list[Picture]:
             from matplotlib.colors import LogNorm
 
             axes = figure.add_subplot()
-            low = min((v for line in table for v in line if v > 0), default=0.01)
-            low = min(max(low, 1e-4), 0.5)
             norm = LogNorm(low, 1)
             mesh = cells(axes, table, norm, "cividis")
             ticks(axes, [g.cell.row for g in groups], layers)

@@ -17,6 +17,7 @@ from pl_prune.report.markup import gallery, listing, notes, table
 from pl_prune.report.plots import metric_figures, pareto_figures
 from pl_prune.report.saliency import correlation_figure, saliency_figure
 from pl_prune.report.scored import Scored, scored
+from pl_prune.report.searching import search_figures
 from pl_prune.report.widths import width_figure
 from pl_prune.report.words import abbreviate, listed, show, text_of
 
@@ -40,7 +41,11 @@ def study_page(study: Study) -> tuple[str, list[Picture]]:
     counts = about_counts([run for group in study.groups for run in group.runs])
     sections = {
         "Of the study": left_figures(study.folder),
-        "Metric": [*metric_figures(study), *pareto_figures(study), *curve_figures(study)],
+        "Metric": [
+            *(search_figures if study.searched else metric_figures)(study),
+            *pareto_figures(study),
+            *curve_figures(study),
+        ],
         f"Scores{seen.where}": _of_scores(seen),
         "Masks": [
             *density_figures(study),

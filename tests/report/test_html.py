@@ -305,6 +305,8 @@ def test_a_search_leads_with_the_best_point_of_each_row(tmp_path):
     page = Page(write_report(tmp_path / "s"))
     assert "Best of b: 0.9500 at lr 0.15. Best of a: 0.9000 at lr 0.2." in page.texts["lead"]
     assert "obody won" not in page.texts["all"]
+    assert "val/acc against lr" in page.texts["h3"]
+    assert "Each point is a run; the best of each row is ringed" in page.texts["figcaption"]
     assert page.line("a", "0.2")[3] in page.texts["strong"]
     assert page.line("a", "0.1")[3] not in page.texts["strong"]
 
