@@ -74,7 +74,8 @@ def check_unchanged(spec: Spec, run: RunFolder, told: dict[str, Any] | None = No
         state = "run" if run.finished else "begun"
         raise PruneError(
             f"Expected the settings that {spec.key!r} was {state} with, {old or 'without these'}; found {new or 'them gone'}. "
-            f"Choose another name or --folder for what is changed, put the settings back, or delete {str(run.path)!r} (and the database)."
+            f"Choose another name or --folder for what is changed, put the settings back, or delete {str(run.path)!r}, "
+            "the runs that start from it, and the database."
         )
 
 
