@@ -64,7 +64,7 @@ class RunRecord(Callback):
         self._run = run
         self._start = perf_counter()
         self._scored = False
-        self._line = None
+        self._line, self._seen = None, {}
         _forget_peak()
 
     def _keep(self, scores: Scores, about: dict[str, Any]) -> None:
