@@ -1,10 +1,12 @@
-"""What a run reached, by the metric that decides."""
+"""What a run logged, and what it reached by the metric that decides."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from math import isfinite, nan
+from pathlib import Path
 from typing import Any
 
 from pl_prune.core.types import PruneError
@@ -12,6 +14,30 @@ from pl_prune.core.types import PruneError
 
 class MetricMissing(PruneError):
     """No epoch of a run has logged the metric that decides."""
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """Read a file with a JSON record on each line.
+
+    Args:
+        file: Its path.
+
+    Returns:
+        The records; a last line that was cut off by a crash is left out.
+
+    Raises:
+        PruneError: If another line holds anything else.
+    """
+    found = []
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(keepends=True), 1):
+        if line.endswith("\n") and line.strip():
+            try:
+                found.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise PruneError(
+                    f"Expected a JSON record on line {number} of {str(file)!r}; found something else ({error}). Delete the line."
+                ) from error
+    return found
 
 
 def reached(records: Sequence[Mapping[str, float]], metric: str, direction: str, run: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pl_prune.core.metrics import reached
+from pl_prune.core.metrics import reached, read_records
 from pl_prune.core.types import PruneError
 from pl_prune.report.grid import Group, Run, Study
 from pl_prune.report.study import cells
@@ -30,7 +30,7 @@ def read_study(folder: Path, metric: str, direction: str) -> Study:
         PruneError: If there is none, a file is damaged, or no run logs the metric.
     """
     file = folder / "results.jsonl"
-    records = read_lines(file)
+    records = read_records(file)
     for record in records:
         if missing := [key for key in _RECORD if key not in record]:
             raise PruneError(
@@ -144,7 +144,7 @@ def read_run(folder: Path, record: dict[str, Any]) -> Run:
             f"Expected the report of SparsityReport in {str(file)!r}; found something else. Run the fit again."
         )
     metrics = folder / "metrics.jsonl"
-    curve = read_lines(metrics) if metrics.is_file() else []
+    curve = read_records(metrics) if metrics.is_file() else []
     return Run(folder, record, layers, cost, report.get("path"), curve, latency, sliced, smaller)
 
 
@@ -190,22 +190,6 @@ def read_json(file: Path) -> dict[str, Any]:
         PruneError: If it holds anything else.
     """
     return _parse(file.read_text(errors="replace"), file)
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read a file with a record on each line.
-
-    Args:
-        file: Its path.
-
-    Returns:
-        The records; a last line that was cut off by a crash is left out.
-
-    Raises:
-        PruneError: If another line holds anything else.
-    """
-    lines = file.read_text(errors="replace").splitlines(keepends=True)
-    return [_parse(line, file) for line in lines if line.endswith("\n") and line.strip()]
 
 
 def _parse(text: str, file: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 
 from pl_prune.core.archive import whole_file
 from pl_prune.core.masks import MaskSet
+from pl_prune.core.metrics import read_records
 from pl_prune.core.store import load_masks, load_scores, save_masks, save_scores
 from pl_prune.core.types import PruneError, Scores
 from pl_prune.runs.lock import locked
@@ -92,17 +93,7 @@ class RunFolder:
             PruneError: If another line is damaged.
         """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(errors="replace").splitlines(keepends=True) if file.is_file() else []
-        found = []
-        for number, line in enumerate(lines, 1):
-            if line.endswith("\n"):
-                try:
-                    found.append(dict(json.loads(line)))
-                except (ValueError, TypeError) as error:
-                    raise PruneError(
-                        f"Expected a JSON record on line {number} of {str(file)!r}; found something else ({error}). Delete the line."
-                    ) from error
-        return found
+        return read_records(file) if file.is_file() else []
 
     def scores(self) -> Scores | None:
         """Read the scores.
