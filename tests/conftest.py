@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -89,9 +89,7 @@ def fit(tmp_path: Any) -> Callable[..., tuple[TinyModule, Trainer]]:
     return run
 
 
-@pytest.fixture(autouse=True)
-def few_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads over tiny tensors only wait for each other
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """For fixtures of every scope, as sums are rounded by the number of threads; over tiny tensors threads only wait."""
+    torch.set_num_threads(1)

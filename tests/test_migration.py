@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
-from functools import cache, partial
+from functools import partial
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -34,13 +34,8 @@ class Module(LightningModule):
         return torch.optim.AdamW(self.parameters(), 1e-2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found():
-    return run_both_sides()  # once, on the one thread that `few_threads` leaves
-
-
-@cache
-def run_both_sides():
     """Return what each side of each pair leaves: (old, new) by number."""
     torch.manual_seed(0)
     whole, inputs = ResNet(20, num_classes=10).eval(), torch.rand(4, 3, 16, 16)

@@ -127,7 +127,6 @@ def straight(tmp_path_factory):
     def get(name, **settings):
         key = name, str(settings)
         if key not in known:
-            torch.set_num_threads(1)
             known[key] = run(tmp_path_factory.mktemp("straight"), PRUNERS[name](), **settings)
         return known[key]
 

@@ -66,7 +66,6 @@ main(["adversarial", "--config", "arm.yaml", "--folder", "killed"])
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    torch.set_num_threads(1)  # as the process that is killed
     return tmp_path_factory.mktemp("stages")
 
 

@@ -317,7 +317,6 @@ def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(small, tmp_pa
     undisturbed = tmp_path / "undisturbed"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pl-prune"])
-        torch.set_num_threads(1)
         assert main(["study", *arguments]) == 0
         capsys.readouterr()
         assert main(["study", f"--config={small}", f"--folder={undisturbed}"]) == 0
