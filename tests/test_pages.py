@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TinyModule, tiny_data, tiny_loader
 from criteria_list import concrete
+from fake_module import TinyModule, tiny_data, tiny_loader
 from fragments import PAGES, ROOT, fragments, run
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import nn

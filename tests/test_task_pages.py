@@ -8,7 +8,7 @@ import sys
 import fake_text
 import pytest
 import torch
-from conftest import TinyModule
+from fake_module import TinyModule
 from fragments import PAGES, ROOT, fragments, run
 from lightning.pytorch import LightningDataModule
 

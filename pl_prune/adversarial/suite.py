@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pl_prune.adversarial.attacks import PGD
+from pl_prune.core.archive import installed_version
 from pl_prune.core.types import PruneError
 
 PRESETS: Mapping[str, tuple[str, ...]] = {
@@ -84,10 +84,7 @@ def attack_version(preset: str) -> str:
     if preset == "pgd":
         return f"pgd-{_PGD_STEPS}"
     name: str = _module().__name__
-    try:
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:
-        return name
+    return f"{name} {installed_version(name)}".strip()
 
 
 def _module() -> Any:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,7 @@ def write(
         "architecture": _hash(sorted(shapes.items())),
         "selected": sum(torch.Size(shape).numel() for shape in shapes.values()),
         **more,
-        "libraries": {name: found for name in _LIBRARIES if (found := _version(name))},
+        "libraries": {name: found for name in _LIBRARIES if (found := installed_version(name))},
         "content": hash_tensors(tensors),
     }
     try:
@@ -204,6 +205,22 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@cache
+def installed_version(name: str) -> str:
+    """Return the version of an installed package.
+
+    Args:
+        name: As pip knows it.
+
+    Returns:
+        Its version; empty where it is not installed.
+    """
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
 def _plain(value: object) -> Any:
     """Write a dataclass as a recipe does."""
     if not is_dataclass(value) or isinstance(value, type):
@@ -215,10 +232,3 @@ def _plain(value: object) -> Any:
 
 def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 import re
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from typing import Any
 
 import torch
 
+from pl_prune.core.archive import installed_version
 from pl_prune.report.table import Alarm, Facts, Part, Table
 
 _NEEDED = {"torch": ((2, 6), None), "lightning": ((2, 6), (2, 7)), "safetensors": ((0, 4), None)}
@@ -71,7 +72,9 @@ def examine() -> Findings:
         What is there.
     """
     versions = {"python": platform.python_version()}
-    versions |= {name: found for name in ("pl_prune", *_NEEDED, "pytorch-lightning") if (found := _version(name))}
+    versions |= {
+        name: found for name in ("pl_prune", *_NEEDED, "pytorch-lightning") if (found := installed_version(name))
+    }
     problems = []
     for name, (least, below) in _NEEDED.items():
         numbers = tuple(int(n) for n in re.findall(r"\d+", versions.get(name, "0"))[:2])
@@ -100,13 +103,6 @@ def _extras() -> dict[str, list[str]]:
         name = re.match(r"[\w.-]+", line)
         if extra and name and name[0] != "pl_prune" and extra[1] not in ("all", "dev", "docs"):
             missing = extras.setdefault(extra[1], [])
-            if not _version(name[0]):
+            if not installed_version(name[0]):
                 missing.append(name[0])
     return extras
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

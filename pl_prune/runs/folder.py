@@ -7,13 +7,12 @@ import platform
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pl_prune.core.archive import whole_file
+from pl_prune.core.archive import installed_version, whole_file
 from pl_prune.core.masks import MaskSet
 from pl_prune.core.metrics import read_records
 from pl_prune.core.store import load_masks, load_scores, save_masks, save_scores
@@ -216,16 +215,9 @@ def environment() -> dict[str, Any]:
     """
     return {
         "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in _PACKAGES if (found := installed_version(name))},
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import TinyModule, tiny_data, tiny_loader
 from criteria_list import criteria
+from fake_module import TinyModule, tiny_data, tiny_loader
 
 import pl_prune as plp
 from pl_prune.core.sync import rank_and_size

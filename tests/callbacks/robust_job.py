@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import tiny_data
+from fake_module import tiny_data
 
 import pl_prune as plp
 from pl_prune.core.sync import rank_and_size

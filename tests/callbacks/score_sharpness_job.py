@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import TinyModule, tiny_loader
+from fake_module import TinyModule, tiny_loader
 
 import pl_prune as plp
 from pl_prune.core.sync import rank_and_size

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import TinyModule, tiny_data
+from fake_module import TinyModule, tiny_data
 from torch.utils.data import DataLoader, DistributedSampler
 
 import pl_prune as plp

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import TinyModule, tiny_loader
+from fake_module import TinyModule, tiny_loader
 
 import pl_prune as plp
 from pl_prune.core.sync import rank_and_size

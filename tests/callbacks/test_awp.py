@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TinyModule, tiny_data
+from fake_module import TinyModule, tiny_data
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn

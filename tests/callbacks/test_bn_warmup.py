@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TinyModule, tiny_data
+from fake_module import TinyModule, tiny_data
 from torch import nn
 
 import pl_prune as plp

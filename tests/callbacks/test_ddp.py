@@ -8,7 +8,6 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import tiny_data
 from criteria_list import criteria
 from ddp_job import (
     NUMBERED,
@@ -26,6 +25,7 @@ from ddp_job import (
     warm_up,
     warm_up_synced,
 )
+from fake_module import tiny_data
 from launch import launch
 
 import pl_prune as plp

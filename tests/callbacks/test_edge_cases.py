@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TinyModule, tiny_data, tiny_loader
+from fake_module import TinyModule, tiny_data, tiny_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from refusal import expect_refusal
 from torch import nn

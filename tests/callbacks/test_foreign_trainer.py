@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_loader
+from fake_module import tiny_loader
 from lightning.pytorch import Callback
 from refusal import expect_refusal
 from torch import nn

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import TinyModule, tiny_data, tiny_loader
+from fake_module import TinyModule, tiny_data, tiny_loader
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint, ModelPruning
 from torch import nn

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TinyModule, tiny_data, tiny_loader
+from fake_module import TinyModule, tiny_data, tiny_loader
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from refusal import expect_refusal

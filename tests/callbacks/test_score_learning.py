@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import TinyModule, tiny_data, tiny_loader
+from fake_module import TinyModule, tiny_data, tiny_loader
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision

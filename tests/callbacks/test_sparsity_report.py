@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import TinyModule
+from fake_module import TinyModule
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TinyModule, tiny_data, tiny_loader
+from fake_module import TinyModule, tiny_data, tiny_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
 from refusal import expect_refusal

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TinyModule, tiny_data
+from fake_module import TinyModule, tiny_data
 from lightning.pytorch import Callback
 from refusal import expect_refusal
 from torch import nn

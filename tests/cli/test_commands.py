@@ -66,7 +66,7 @@ def test_doctor_lists_what_is_there(capsys):
     ],
 )
 def test_doctor_names_what_will_not_work(monkeypatch, versions, said, capsys):
-    true = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, true(name)))
+    true = doctor.installed_version
+    monkeypatch.setattr(doctor, "installed_version", lambda name: versions.get(name, true(name)))
     assert main(["doctor"]) == 1
     assert said in capsys.readouterr().out

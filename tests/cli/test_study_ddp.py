@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,13 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def study(tmp_path):
-    nothing = {"prune.select": {"class_path": "Select", "init_args": {"include": ["nothing.*"]}}}
     content = {
         "name": "ddp",
         "config": "recipes/settings/convnet_digits.yaml",
         "set": {"trainer.accelerator": "cpu", "trainer.devices": 2, "trainer.strategy": "ddp", "trainer.max_epochs": 2,
                 "model.network.width": 4},
-        "rows": {"SNIP": {"config": "recipes/pai/snip.yaml"}, "odd": {"config": "recipes/pai/snip.yaml", "set": nothing}},
+        "rows": {"SNIP": {"config": "recipes/pai/snip.yaml"}, "odd": {"config": "recipes/pai/snip.yaml", "set": {"weights": "nowhere.pt"}}},
         "grid": {"prune.sparsity": [0.9]},
     }  # fmt: skip
     file = tmp_path / "ddp.yaml"
@@ -34,17 +31,16 @@ def study(tmp_path):
     return file
 
 
-def test_a_run_of_several_processes_is_one_run_and_its_refusal_is_heard(study, tmp_path):
-    command = [sys.executable, "-m", "pl_prune", "study", "--config", study, "--folder", tmp_path / "s", "--json"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1, done.stderr[-2000:]
-    told = json.loads(done.stdout)
+def test_a_run_of_several_processes_is_one_run_and_its_refusal_is_heard(study, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["pl-prune"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["study", f"--config={study}", f"--folder={tmp_path / 's'}", "--json"]) == 1
+    told = json.loads(capfd.readouterr().out)
     assert [r["key"] for r in told["results"]] == ["SNIP_sparsity=0.9_seed=0"]
     said = told["failures"]["odd_sparsity=0.9_seed=0"]
-    assert said.startswith(
-        "PruneError: Expected every pattern to match a prunable layer; found nothing for 'nothing.*'"
-    )
+    assert said.startswith("PruneError: Expected a file of weights; found none at 'nowhere.pt'")
+    assert "PruneError" in (tmp_path / "s" / "runs" / "odd_sparsity=0.9_seed=0" / "log.txt").read_text()
     run = plp.RunFolder(tmp_path / "s" / "runs" / "SNIP_sparsity=0.9_seed=0")
     assert [record["epoch"] for record in run.metrics()] == [0, 1]
     assert run.result()["steps"] == 2 * 10  # of an epoch's 20 batches, which the ranks share

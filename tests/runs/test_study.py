@@ -8,7 +8,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -127,21 +126,29 @@ def test_a_plan_may_grow(tmp_path):
     assert all(key.endswith("seed=2") for key in train.trained)
 
 
-def test_workers_share_a_study_without_repeating_a_run(tmp_path):
-    code = (
-        "import sys, time; sys.path.insert(0, sys.argv[2])\n"
-        "from test_study import *\n"
-        "class Slow(Trainer):\n"
-        "    def __call__(self, spec, run):\n"
-        "        time.sleep(0.3); super().__call__(spec, run)\n"
-        "train = Slow()\n"
-        "Study(PLAN, sys.argv[1]).work(train, quiet)\n"
-        "print(json.dumps(train.trained))"
-    )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", code, tmp_path, Path(__file__).parent]
-    workers = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    trained = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that have imported what they need when they start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pl_prune.cli", "pl_prune.runs.study"])
+    return context
+
+
+class Slow(Trainer):
+    def __call__(self, spec, run):
+        time.sleep(0.3)
+        super().__call__(spec, run)
+
+
+def share(folder):
+    train = Slow()
+    Study(PLAN, folder).work(train, quiet)
+    return train.trained
+
+
+def test_workers_share_a_study_without_repeating_a_run(tmp_path, processes):
+    with processes.Pool(2) as pool:
+        trained = pool.map(share, [tmp_path] * 2, chunksize=1)
     study = Study(PLAN, tmp_path)
     assert sorted(trained[0] + trained[1]) == sorted(study.specs)
     assert trained[0]
@@ -250,14 +257,14 @@ def small(tmp_path, monkeypatch):
     content = {
         "name": "small",
         "config": "recipes/settings/convnet_digits.yaml",
-        "set": {"trainer.accelerator": "cpu", "trainer.max_epochs": 3, "model.network.width": 4},
+        "set": {"trainer.accelerator": "cpu", "trainer.max_epochs": 2, "model.network.width": 4},
         "rows": {
             "dense": {"set": {"prune": "Dense"}, "grid": False},
             "SNIP": {"config": "recipes/pai/snip.yaml"},
             "after": {"config": "recipes/pai/magnitude.yaml", "set": {"prune.sparsity": 0.5}, "weights_of": "dense", "grid": False},
             "longer": {"masks_of": "after", "grid": False},
             "cubic": {"set": {"prune": {"class_path": "GradualPruning", "init_args": {"schedule": {
-                "class_path": "Cubic", "init_args": {"final": 0.9, "end": 50, "every": 10}}}}}, "grid": False},
+                "class_path": "Cubic", "init_args": {"final": 0.9, "end": 30, "every": 10}}}}}, "grid": False},
         },
         "grid": {"prune.sparsity": [0.5, 0.9]},
     }  # fmt: skip
@@ -295,17 +302,15 @@ def study_of_its_own(arguments, said):
     main(["study", *arguments])
 
 
-def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(small, tmp_path, capsys):
+def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(small, tmp_path, capsys, processes):
     content = yaml.safe_load(small.read_text())
     content["grid"] = {"prune.sparsity": [0.9]}
     small.write_text(yaml.safe_dump(content, sort_keys=False))
     arguments, said = [f"--config={small}", f"--folder={tmp_path / 'killed'}"], tmp_path / "said"
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["pl_prune.cli"])
     dice, killed = random.Random(0), 0
     for _ in range(3):
         said.write_text("")
-        job = server.Process(target=study_of_its_own, args=(arguments, said))
+        job = processes.Process(target=study_of_its_own, args=(arguments, said))
         job.start()
         while job.is_alive() and not re.search(": started|: resumed", said.read_text()):
             time.sleep(0.05)
@@ -326,7 +331,7 @@ def test_a_study_killed_again_and_again_ends_as_an_undisturbed_one(small, tmp_pa
     assert [line.split()[0] for line in shown.splitlines()[2:]] == ["dense", "SNIP", "after", "longer", "cubic"]
     run = plp.RunFolder(undisturbed / "runs" / "SNIP_sparsity=0.9_seed=0")
     assert run.masks().sparsity() == run.result()["sparsity"] == pytest.approx(0.9, abs=1e-3)
-    assert len(run.metrics()) == 3
+    assert len(run.metrics()) == 2
     dense, after = (plp.RunFolder(undisturbed / "runs" / f"{row}_seed=0").metrics() for row in ("dense", "after"))
     assert after[0]["train/loss"] < 0.75 * dense[0]["train/loss"]
     masks = [plp.RunFolder(undisturbed / "runs" / f"{row}_seed=0").masks() for row in ("after", "longer")]

@@ -72,10 +72,10 @@ def test_a_study_is_planned(file):
 
 
 class Parser(PruneCLI):
-    """The parser alone."""
+    """The parser of `fit` alone: twice as fast as that of the whole command, which asks it."""
 
     def parse_arguments(self, parser, args):
-        raise StopIteration(parser)
+        raise StopIteration(self._subcommand_parsers["fit"])
 
 
 def the_parser():
@@ -96,7 +96,7 @@ def test_the_command_line_takes_the_settings_of_a_sweep(study, found, tmp_path):
     sweep = as_sweep(Plan.load(ROOT / "recipes" / "studies" / f"{study}.yaml"))
     args = tmp_path / "args.json"
     args.write_text(json.dumps({"prune": sweep["parameters"]["prune"]["values"][-1]}))
-    config = the_parser().parse_args(["fit", *sweep["command"][3:-1], str(args)]).fit.prune.init_args
+    config = the_parser().parse_args([*sweep["command"][3:-1], str(args)]).prune.init_args
     for key, expected in found.items():
         assert expected.items() <= vars(getattr(config, key)).items()
 
@@ -114,7 +114,7 @@ def test_the_command_line_takes_every_row_and_every_setting():
                 continue
             seen |= kinds
             spec = [s for s in plan.specs() if s.row == row][-1]
-            config = parser.parse_args(["fit", *spec.words]).fit
+            config = parser.parse_args(spec.words)
             parsed += 1
             assert config["seed_everything"] == spec.seed
             for key, value in spec.values.items():
