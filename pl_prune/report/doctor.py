@@ -9,6 +9,8 @@ from importlib.metadata import requires
 from typing import Any
 
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pl_prune.core.archive import installed_version
 from pl_prune.report.table import Alarm, Facts, Part, Table
@@ -92,17 +94,23 @@ def examine() -> Findings:
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
     threads = torch.get_num_threads()
-    return Findings(versions, [f"cpu, {threads} thread{'s' * (threads != 1)}", *cuda], _extras(), problems)
+    extras, others = _extras()
+    return Findings(versions, [f"cpu, {threads} thread{'s' * (threads != 1)}", *cuda], extras, [*problems, *others])
 
 
-def _extras() -> dict[str, list[str]]:
-    """Return the missing packages of each extra, as the package's own metadata list them."""
+def _extras() -> tuple[dict[str, list[str]], list[str]]:
+    """Return the missing packages of each extra, as the package's own metadata list them, and those of other versions."""
     extras: dict[str, list[str]] = {}
+    others: dict[str, None] = {}
     for line in requires("pl_prune") or []:
-        extra = re.search(r"extra == [\'\"](\w+)", line)
-        name = re.match(r"[\w.-]+", line)
-        if extra and name and name[0] != "pl_prune" and extra[1] not in ("all", "dev", "docs"):
-            missing = extras.setdefault(extra[1], [])
-            if not installed_version(name[0]):
-                missing.append(name[0])
-    return extras
+        needed = Requirement(line)
+        extra = re.search(r"extra == [\'\"](\w+)", str(needed.marker))
+        if extra and canonicalize_name(needed.name) != "pl-prune" and extra[1] not in ("all", "dev", "docs"):
+            missing, found = extras.setdefault(extra[1], []), installed_version(needed.name)
+            if not found:
+                missing.append(needed.name)
+            elif not needed.specifier.contains(found, prereleases=True):
+                others[
+                    f"{needed.name} {found}: needed is {needed.specifier}. Run pip install 'pl_prune[{extra[1]}]'."
+                ] = None
+    return extras, list(others)

@@ -85,8 +85,13 @@ def program_of(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> torch.e
             f"Expected {type(model).__name__} to be exported by torch.export; found {type(error).__name__}: {str(error)[:500]}. "
             "Pass dynamic_batch=False where the batch is what it stumbles over; format='torch' writes the weights alone."
         ) from error
-    program.example_inputs = None  # samples of the data do not belong into the file
+    program.example_inputs = tree_map(_blank, (args, kwargs))  # samples of the data do not belong into the file
     return program
+
+
+def _blank(leaf: Any) -> Any:
+    """Return a zero of a tensor's shape, which a file holds once; torch 2.6 wants examples of the right structure."""
+    return leaf.new_zeros(()).expand(leaf.shape) if isinstance(leaf, Tensor) else leaf
 
 
 def _tensors_alone(_module: nn.Module, _inputs: Any, out: Any) -> Any:
@@ -106,7 +111,7 @@ def write_graph(program: torch.export.ExportedProgram, part: Path) -> Run:
         The network of the file, in onnxruntime on the CPU.
 
     Raises:
-        PruneError: If a package is missing, or ONNX lacks an operator.
+        PruneError: If a package is missing, torch is older than 2.7, or ONNX lacks an operator.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
@@ -115,6 +120,10 @@ def write_graph(program: torch.export.ExportedProgram, part: Path) -> Run:
             raise PruneError(
                 f"Expected {package}, to write and check ONNX files; found it missing. Run `pip install 'pl_prune[export]'`."
             ) from error
+    if torch.__version__ < "2.7":  # whose exporter stumbles over linear layers and any onnxscript of today
+        raise PruneError(
+            f"Expected torch 2.7 or newer, to write ONNX files; found {torch.__version__}. Install that, or use format='torch.export'."
+        )
     import onnxruntime
 
     apart = sum(t.nbytes for t in program.state_dict.values()) > _PROTOBUF

@@ -378,11 +378,10 @@ def test_what_cannot_be_learned_is_refused(fit):
         def training_step(self, dataloader_iter):
             raise AssertionError
 
-    with (
-        warnings.catch_warnings(action="ignore"),
-        pytest.raises(plp.PruneError, match="takes dataloader_iter"),
-    ):
-        fit(plp.S2AP(0.7), module=Streamed())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(plp.PruneError, match="takes dataloader_iter"):
+            fit(plp.S2AP(0.7), module=Streamed())
 
 
 def test_a_checkpoint_of_another_learner_or_without_scores_is_refused(fit, tmp_path):

@@ -63,6 +63,7 @@ def test_doctor_lists_what_is_there(capsys):
         ({"lightning": "2.7.0", "pytorch-lightning": "2.7.0"}, "lightning 2.7.0: needed is 2.6 or newer, below 2.7"),
         ({"lightning": "2.6.1", "pytorch-lightning": "2.5.0"}, "lightning 2.6.1 beside pytorch-lightning 2.5.0"),
         ({"safetensors": ""}, "safetensors missing"),
+        ({"jsonargparse": "4.39.0"}, "jsonargparse 4.39.0: needed is <5,>=4.51. Run pip install 'pl_prune[cli]'."),
     ],
 )
 def test_doctor_names_what_will_not_work(monkeypatch, versions, said, capsys):

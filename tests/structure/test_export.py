@@ -13,6 +13,7 @@ from networks import encoder, head, residual
 from refusal import expect_refusal
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 import pl_prune as plp
 from pl_prune.structure import export as room
@@ -23,7 +24,7 @@ FORMATS = ["torch", "torch.export", "onnx"]
 
 
 def has_onnx() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    return torch.__version__ >= "2.7" and all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))
 
 
 def halved(model: nn.Module) -> nn.Module:
@@ -90,7 +91,7 @@ def test_a_program_of_a_shrunk_network_runs_in_a_process_that_knows_torch_alone(
     assert ours == "False"
 
 
-@pytest.mark.skipif(not has_onnx(), reason="the extra export is not installed")
+@pytest.mark.skipif(not has_onnx(), reason="the extra export is not installed, or torch is older than 2.7")
 def test_a_graph_of_a_shrunk_network_runs_in_onnxruntime_alone(shrunk, tmp_path):
     import numpy as np
 
@@ -139,7 +140,9 @@ def test_keywords_and_outputs_of_all_kinds(format, tmp_path):
 
 def test_samples_of_the_data_are_not_in_the_file(tmp_path):
     done = plp.export(head(3), tmp_path / "head", X)
-    assert torch.export.load(done.path).example_inputs is None
+    (args, _) = torch.export.load(done.path).example_inputs
+    assert [leaf.untyped_storage().nbytes() for leaf in args] == [4]
+    assert not args[0].any()
 
 
 def test_one_number_of_samples_where_the_network_takes_no_other(tmp_path):
@@ -181,6 +184,14 @@ def test_a_missing_package_names_the_extra(package, tmp_path, monkeypatch):
 
     monkeypatch.setattr(formats, "import_module", missing)
     with expect_refusal(f"Expected {package},", "pip install 'pl_prune[export]'"):
+        plp.export(head(3), tmp_path / "head", X, "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not has_onnx(), reason="the extra export is not installed, or torch is older than 2.7")
+def test_a_torch_that_cannot_write_onnx_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cpu"))
+    with expect_refusal("torch 2.7 or newer", "found 2.6.0+cpu", "torch.export"):
         plp.export(head(3), tmp_path / "head", X, "onnx")
     assert not list(tmp_path.iterdir())
 
