@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import requires
 from typing import Any
@@ -14,8 +15,6 @@ from packaging.utils import canonicalize_name
 
 from pl_prune.core.archive import installed_version
 from pl_prune.report.table import Alarm, Facts, Part, Table
-
-_NEEDED = {"torch": ((2, 6), None), "lightning": ((2, 6), (2, 7)), "safetensors": ((0, 4), None)}
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,22 @@ def examine() -> Findings:
     Returns:
         What is there.
     """
-    versions = {"python": platform.python_version()}
-    versions |= {
-        name: found for name in ("pl_prune", *_NEEDED, "pytorch-lightning") if (found := installed_version(name))
-    }
-    problems = []
-    for name, (least, below) in _NEEDED.items():
-        numbers = tuple(int(n) for n in re.findall(r"\d+", versions.get(name, "0"))[:2])
-        if numbers < least or (below is not None and numbers >= below):
-            end = f", below {'.'.join(map(str, below))}" if below else ""
-            problems.append(
-                f"{name} {versions.get(name, 'missing')}: needed is {'.'.join(map(str, least))} or newer{end}. Install that."
-            )
+    versions = {"python": platform.python_version(), "pl_prune": installed_version("pl_prune")}
+    extras: dict[str, list[str]] = {}
+    problems: dict[str, str] = {}
+    for extra, needed in _requirements():
+        name, found = needed.name, installed_version(needed.name)
+        fix = f"Run pip install 'pl_prune[{extra}]'." if extra else "Install that."
+        if extra:
+            extras.setdefault(extra, []).extend([] if found else [name])
+        elif found:
+            versions[name] = found
+        if (found and not needed.specifier.contains(found, prereleases=True)) or not (found or extra):
+            problems.setdefault(name, f"{name} {found or 'missing'}: needed is {needed.specifier}. {fix}")
+    if found := installed_version("pytorch-lightning"):
+        versions["pytorch-lightning"] = found
     if versions.get("pytorch-lightning", versions.get("lightning")) != versions.get("lightning"):
-        problems.append(
+        problems["pytorch-lightning"] = (
             f"lightning {versions.get('lightning')} beside pytorch-lightning {versions['pytorch-lightning']}: callbacks of one do not fit "
             "the Trainer of the other. Import from lightning.pytorch alone, and install both in one version."
         )
@@ -94,23 +95,13 @@ def examine() -> Findings:
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
     threads = torch.get_num_threads()
-    extras, others = _extras()
-    return Findings(versions, [f"cpu, {threads} thread{'s' * (threads != 1)}", *cuda], extras, [*problems, *others])
+    return Findings(versions, [f"cpu, {threads} thread{'s' * (threads != 1)}", *cuda], extras, list(problems.values()))
 
 
-def _extras() -> tuple[dict[str, list[str]], list[str]]:
-    """Return the missing packages of each extra, as the package's own metadata list them, and those of other versions."""
-    extras: dict[str, list[str]] = {}
-    others: dict[str, None] = {}
+def _requirements() -> Iterator[tuple[str, Requirement]]:
+    """Yield what the package's own metadata list: the extra that it is for, empty if it is for all, and the requirement."""
     for line in requires("pl_prune") or []:
         needed = Requirement(line)
         extra = re.search(r"extra == [\'\"](\w+)", str(needed.marker))
-        if extra and canonicalize_name(needed.name) != "pl-prune" and extra[1] not in ("all", "dev", "docs"):
-            missing, found = extras.setdefault(extra[1], []), installed_version(needed.name)
-            if not found:
-                missing.append(needed.name)
-            elif not needed.specifier.contains(found, prereleases=True):
-                others[
-                    f"{needed.name} {found}: needed is {needed.specifier}. Run pip install 'pl_prune[{extra[1]}]'."
-                ] = None
-    return extras, list(others)
+        if canonicalize_name(needed.name) != "pl-prune" and not (extra and extra[1] in ("all", "dev", "docs")):
+            yield extra[1] if extra else "", needed

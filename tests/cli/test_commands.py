@@ -59,10 +59,10 @@ def test_doctor_lists_what_is_there(capsys):
 @pytest.mark.parametrize(
     ("versions", "said"),
     [
-        ({"torch": "2.5.1"}, "torch 2.5.1: needed is 2.6 or newer. Install that."),
-        ({"lightning": "2.7.0", "pytorch-lightning": "2.7.0"}, "lightning 2.7.0: needed is 2.6 or newer, below 2.7"),
+        ({"torch": "2.5.1"}, "torch 2.5.1: needed is >=2.6. Install that."),
+        ({"lightning": "2.7.0", "pytorch-lightning": "2.7.0"}, "lightning 2.7.0: needed is <2.7,>=2.6. Install that."),
         ({"lightning": "2.6.1", "pytorch-lightning": "2.5.0"}, "lightning 2.6.1 beside pytorch-lightning 2.5.0"),
-        ({"safetensors": ""}, "safetensors missing"),
+        ({"safetensors": ""}, "safetensors missing: needed is >=0.4.3. Install that."),
         ({"jsonargparse": "4.39.0"}, "jsonargparse 4.39.0: needed is <5,>=4.51. Run pip install 'pl_prune[cli]'."),
     ],
 )

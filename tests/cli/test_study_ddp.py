@@ -18,12 +18,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def study(tmp_path):
+    nothing = {"prune.select": {"class_path": "Select", "init_args": {"include": ["nothing.*"]}}}
     content = {
         "name": "ddp",
         "config": "recipes/settings/convnet_digits.yaml",
         "set": {"trainer.accelerator": "cpu", "trainer.devices": 2, "trainer.strategy": "ddp", "trainer.max_epochs": 2,
                 "model.network.width": 4},
-        "rows": {"SNIP": {"config": "recipes/pai/snip.yaml"}, "odd": {"config": "recipes/pai/snip.yaml", "set": {"weights": "nowhere.pt"}}},
+        "rows": {"SNIP": {"config": "recipes/pai/snip.yaml"}, "odd": {"config": "recipes/pai/snip.yaml", "set": nothing}},
         "grid": {"prune.sparsity": [0.9]},
     }  # fmt: skip
     file = tmp_path / "ddp.yaml"
@@ -39,7 +40,9 @@ def test_a_run_of_several_processes_is_one_run_and_its_refusal_is_heard(study, t
     told = json.loads(capfd.readouterr().out)
     assert [r["key"] for r in told["results"]] == ["SNIP_sparsity=0.9_seed=0"]
     said = told["failures"]["odd_sparsity=0.9_seed=0"]
-    assert said.startswith("PruneError: Expected a file of weights; found none at 'nowhere.pt'")
+    assert said.startswith(
+        "PruneError: Expected every pattern to match a prunable layer; found nothing for 'nothing.*'"
+    )
     assert "PruneError" in (tmp_path / "s" / "runs" / "odd_sparsity=0.9_seed=0" / "log.txt").read_text()
     run = plp.RunFolder(tmp_path / "s" / "runs" / "SNIP_sparsity=0.9_seed=0")
     assert [record["epoch"] for record in run.metrics()] == [0, 1]
